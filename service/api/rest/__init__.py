@@ -1,0 +1,1 @@
+"""The JSON protocol, one file per noun."""

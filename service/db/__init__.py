@@ -1,0 +1,1 @@
+"""SQL: one module per table, each query above its one function, the connection first."""

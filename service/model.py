@@ -1,0 +1,140 @@
+"""What the layers pass to each other: frozen values, no behaviour beyond their own shape."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NewType
+from uuid import UUID
+
+import uuid_utils.compat
+
+UserId = NewType("UserId", UUID)
+SessionId = NewType("SessionId", UUID)
+FileId = NewType("FileId", UUID)
+VersionId = NewType("VersionId", UUID)
+BlobKey = NewType("BlobKey", UUID)
+
+
+def new_uuid() -> UUID:
+    """A fresh UUIDv7 (RFC 9562, section 5.7): ordered by time, never used twice."""
+    return uuid_utils.compat.uuid7()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """An account."""
+
+    id: UserId
+    username: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who makes a request: an account, through one of its sessions."""
+
+    user_id: UserId
+    session_id: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What a login or a refresh gives out."""
+
+    access_token: str
+    expires_in_seconds: int
+    refresh_token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file as its owner sees it: a place in the tree and its current version."""
+
+    id: FileId
+    name: str
+    path: str
+    size_bytes: int
+    sha256: bytes
+    content_type: str
+    version: int
+    version_id: VersionId
+    blob_key: BlobKey
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag (RFC 9110, section 8.8.3), quotes included; new for each version."""
+        return f'"{self.version_id.hex}"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """A folder as its owner sees it."""
+
+    id: FileId
+    name: str
+    path: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an account holds, in bytes; `quota_bytes` None means no limit."""
+
+    files_bytes: int
+    trash_bytes: int
+    versions_bytes: int
+    count: int
+    quota_bytes: int | None
+
+    @property
+    def available_bytes(self) -> int | None:
+        """How much more can be stored; None without a quota."""
+        if self.quota_bytes is None:
+            return None
+        return max(0, self.quota_bytes - self.files_bytes - self.trash_bytes - self.versions_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Preconditions of a change (RFC 9110, section 13.1); entity tags as sent, quotes included."""
+
+    if_match: tuple[str, ...] = ()
+    if_none_match: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """A body whose bytes are complete and hashed, in the staging area, not yet durable."""
+
+    key: BlobKey
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A decision to send one version's bytes; how they travel is decided by `api/delivery.py`."""
+
+    key: BlobKey
+    name: str
+    content_type: str
+    size_bytes: int
+    sha256: bytes
+    etag: str
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Access times in milliseconds, None for what is down; `essential` names what must be up."""
+
+    milliseconds: Mapping[str, float | None]
+    essential: frozenset[str] = field(default=frozenset({"db", "storage"}))
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether everything that the service cannot work without answered."""
+        return all(self.milliseconds[name] is not None for name in self.essential)

@@ -1,0 +1,77 @@
+"""What the name or the path of a file may be: pure, no disk, used at every door.
+
+A path is a tuple of names; the root is the empty tuple.  Names are compared after NFC, case matters.
+"""
+
+import re
+import unicodedata
+from urllib.parse import unquote_to_bytes
+
+from service.errors import BadRequest, InvalidPath
+
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4096
+MAX_DEPTH = 128
+
+# C0 and C1 controls with DEL (they break logs, headers and terminals), bidirectional overrides and isolates
+# (they make a name look like another), surrogates (not encodable) and the line separators of Unicode.
+_REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def check_name(name: str) -> str:
+    """Return the name in NFC; raise InvalidPath if no file may have it."""
+    if _REFUSED.search(name):
+        raise InvalidPath("A name may not contain control characters or bidirectional overrides.", field="path")
+    name = unicodedata.normalize("NFC", name)
+    if name in ("", ".", ".."):
+        raise InvalidPath("A name may not be empty, '.' or '..'.", field="path")
+    if "/" in name:
+        raise InvalidPath("A name may not contain '/'.", field="path")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidPath(f"A name may have at most {MAX_NAME_BYTES} bytes in UTF-8.", field="path")
+    return name
+
+
+def split_path(text: str) -> tuple[str, ...]:
+    """Return the names of an absolute path; a leading and a trailing slash may be there or not.
+
+    Raises InvalidPath for anything that is not a path: an empty name between slashes, '..', a name or the whole
+    too long, too many levels.
+    """
+    # The cheap bound first: NFC never makes a text more than three times as long or shorter than a third.
+    if len(text) > 3 * MAX_PATH_BYTES:
+        raise InvalidPath(f"A path may have at most {MAX_PATH_BYTES} bytes in UTF-8.", field="path")
+    inner = text.removeprefix("/").removesuffix("/")
+    if inner == "":
+        return ()
+    path = tuple(check_name(name) for name in inner.split("/"))
+    check_path(path)
+    return path
+
+
+def check_path(path: tuple[str, ...]) -> None:
+    """Raise InvalidPath if the whole is too long or too deep."""
+    if len(path) > MAX_DEPTH:
+        raise InvalidPath(f"A path may have at most {MAX_DEPTH} levels.", field="path")
+    if len(join_path(path).encode()) > MAX_PATH_BYTES:
+        raise InvalidPath(f"A path may have at most {MAX_PATH_BYTES} bytes in UTF-8.", field="path")
+
+
+def join_path(path: tuple[str, ...]) -> str:
+    """The absolute path as text; the root is '/'."""
+    return "/" + "/".join(path)
+
+
+def decode_percent(text: str) -> str:
+    """Undo percent-encoding strictly (RFC 3986, section 2.1): every escape whole, the result valid UTF-8.
+
+    Lenient decoders give '%ff' and '%25ff' the same text, so two addresses would name one file.
+    Raises BadRequest.
+    """
+    if _BAD_ESCAPE.search(text):
+        raise BadRequest("The address has a broken percent escape.")
+    try:
+        return unquote_to_bytes(text).decode("utf-8", "strict")
+    except UnicodeDecodeError:
+        raise BadRequest("The address is not valid UTF-8.") from None

@@ -1,0 +1,1 @@
+"""Processes: the embedded PostgreSQL, nginx, the workers, and the supervisor that keeps them up."""

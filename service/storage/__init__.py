@@ -1,0 +1,1 @@
+"""Bytes: keys in, bytes out.  Knows no users and no names of files."""
