@@ -1,0 +1,406 @@
+"""The shapes of JSON in and out, of query parameters, headers and forms: what `openapi.py` documents.
+
+marshmallow checks what comes in; what goes out is rendered by the small functions below, since dumping a thousand rows
+through marshmallow costs fifty times as much as building dicts for orjson.
+"""
+
+import unicodedata
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
+from multidict import MultiMapping
+
+from service import errors, model
+
+MAX_USERNAME_BYTES = 255
+MIN_PASSWORD_BYTES = 8
+MAX_PASSWORD_BYTES = 1024
+
+_EXAMPLE_ID = "01936b2e-7c41-7d52-9f0a-5b1c2d3e4f60"
+_EXAMPLE_TIME = "2020-09-11T17:22:05.123456Z"
+_EXAMPLE_ETAG = '"01936b2e7c417d529f0a5b1c2d3e4f61"'
+_EXAMPLE_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+_EXAMPLE_DIGEST = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"
+_EXAMPLE_JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIwMTkzNmIyZSJ9.c2lnbmF0dXJl"
+
+# C0, C1 and surrogates, and the separators of Unicode: they break logs, PostgreSQL refuses NUL, UTF-8 the surrogates.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+class Shape(Schema):
+    """A JSON object, or a set of parameters."""
+
+    class Meta:
+        # login forms carry more than we know (grant_type, scope, client_id): RFC 6749, section 3.1, has us ignore it
+        unknown = EXCLUDE
+
+    # what JSON Schema can say and marshmallow cannot; openapi.py lays it over the generated component
+    json_schema: ClassVar[Mapping[str, Any]] = {}
+
+
+def _meta(description: str, example: object, **more: object) -> dict[str, Any]:
+    return {"description": description, "example": example, **more}
+
+
+def _integer(description: str, example: int, *, minimum: int = 0, nullable: bool = False) -> fields.Integer:
+    return fields.Integer(required=True, strict=True, allow_none=nullable, validate=validate.Range(min=minimum),
+                          metadata=_meta(description, example, format="int64"))
+
+
+def _time(description: str) -> fields.DateTime:
+    return fields.DateTime(required=True, metadata=_meta(f"{description} (RFC 3339, UTC)", _EXAMPLE_TIME))
+
+
+def _text(description: str, example: str, *, required: bool = True, **more: Any) -> fields.String:
+    return fields.String(required=required, metadata=_meta(description, example), **more)
+
+
+def _header(name: str, description: str, example: str) -> fields.String:
+    return fields.String(data_key=name, metadata=_meta(description, example))
+
+
+# --- what comes in: accounts ------------------------------------------------------------------------------------------
+
+def _check_username(value: str) -> None:
+    if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in value):
+        raise ValidationError("A username may not contain control characters.")
+    # the length that counts is that of the form which is stored
+    if not 1 <= len(unicodedata.normalize("NFC", value).encode()) <= MAX_USERNAME_BYTES:
+        raise ValidationError(f"A username has 1 to {MAX_USERNAME_BYTES} bytes in UTF-8.")
+
+
+def _check_text(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValidationError("This is not valid Unicode.") from None
+
+
+def _check_new_password(value: str) -> None:
+    _check_text(value)
+    if not MIN_PASSWORD_BYTES <= len(value.encode()) <= MAX_PASSWORD_BYTES:
+        raise ValidationError(f"A password has {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8.")
+
+
+def _username(description: str, example: str) -> fields.String:
+    # the lengths in characters are for the document only, hence metadata: what counts is bytes
+    return fields.String(validate=_check_username,
+                         metadata=_meta(description, example, minLength=1, maxLength=MAX_USERNAME_BYTES))
+
+
+class _Named(Shape):
+    """A username under one of its three names; loads as `username`."""
+
+    json_schema = {"oneOf": [{"required": ["username", "password"]}, {"required": ["login", "password"]},
+                             {"required": ["email", "password"]}]}
+
+    username = _username("Name of the account: 1 to 255 bytes in UTF-8 (NFC), no control characters, case matters",
+                         "alice")
+    login = _username("Another name for `username`; give exactly one of `username`, `login`, `email`", "alice")
+    email = _username("Another name for `username`; no address is needed, none is written to", "alice@example.org")
+
+    @post_load
+    def one_name(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
+        """Fold the three names into `username`."""
+        names = [data.pop(alias) for alias in ("username", "login", "email") if alias in data]
+        if not names:
+            raise ValidationError("Missing data for required field.", "username")
+        if len(names) > 1:
+            raise ValidationError("Give exactly one of username, login and email.", "username")
+        return {"username": names[0], **data}
+
+
+class Registration(_Named):
+    """A new account."""
+
+    password = fields.String(required=True, validate=_check_new_password, metadata=_meta(
+        "Password: 8 to 1024 bytes in UTF-8, any characters", "correct horse battery staple",
+        format="password", maxLength=MAX_PASSWORD_BYTES))
+
+
+class Credentials(_Named):
+    """Who logs in. As a form: the password grant of OAuth 2.0 (RFC 6749, section 4.3); its other fields are ignored."""
+
+    # no rule on the length: whatever is not the password is answered like any wrong one
+    password = fields.String(required=True, validate=_check_text, metadata=_meta(
+        "Password of the account", "correct horse battery staple", format="password"))
+
+
+class RefreshRequest(Shape):
+    """A refresh token to be exchanged."""
+
+    refresh_token = fields.String(required=True, validate=_check_text, metadata=_meta(
+        "Refresh token of the last login or refresh; it is good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e"))
+
+
+# --- what comes in: files ---------------------------------------------------------------------------------------------
+
+_PATH_RULES = ("1 to 255 bytes a name and 4096 the whole in UTF-8, compared after NFC, case matters, no control "
+               "characters, no `.` or `..`")
+
+
+class PathQuery(Shape):
+    """Which file or folder."""
+
+    path = fields.String(required=True, validate=_check_text, metadata=_meta(
+        f"Absolute path, or id, of the file or folder; {_PATH_RULES}", "/homework/notes.txt", minLength=1))
+
+
+_TARGET_PATH = fields.String(validate=_check_text, metadata=_meta(
+    "Where to: a full path (the file there is replaced), or a folder (a path with `/` at its end, or that of a "
+    f"folder that exists). Missing folders are made. Not given: the root folder. {_PATH_RULES}",
+    "/homework/notes.txt"))
+_TARGET_NAME = fields.String(validate=_check_text, metadata=_meta(
+    "Name of the file within the folder that `path` names; not given: the uploaded file's own name", "notes.txt"))
+
+
+class UploadQuery(Shape):
+    """Where an upload goes; each may be a text field of the form instead."""
+
+    path = _TARGET_PATH
+    name = _TARGET_NAME
+
+
+class PutQuery(Shape):
+    """Where a raw body goes."""
+
+    path = fields.String(required=True, validate=_check_text, metadata=_meta(
+        f"Full path of the file; what is there is replaced, missing folders are made. {_PATH_RULES}",
+        "/homework/notes.txt", minLength=1))
+
+
+class UploadForm(Shape):
+    """A file in a form (RFC 7578). The fields may come in any order."""
+
+    file = fields.Raw(required=True, metadata=_meta(
+        "The content: the one part that has a filename, whatever the part is called. A text field `file` besides it is "
+        "another name for `path`", "hello", type="file"))
+    path = _TARGET_PATH
+    name = _TARGET_NAME
+
+
+class PutHeaders(Shape):
+    """Conditions and digests of a raw upload."""
+
+    if_match = _header("If-Match", "Store only if the file has one of these entity tags, or exists: `*` "
+                       "(RFC 9110, section 13.1.1)", _EXAMPLE_ETAG)
+    if_none_match = _header("If-None-Match", "`*`: store only if there is no file yet; entity tags: only if the file "
+                            "has none of these (RFC 9110, section 13.1.2)", "*")
+    content_digest = _header("Content-Digest", "SHA-256 of the body (RFC 9530, section 2); if it does not match, "
+                             "nothing is stored", _EXAMPLE_DIGEST)
+    repr_digest = _header("Repr-Digest", "The same as Content-Digest here, since bodies are not encoded "
+                          "(RFC 9530, section 3)", _EXAMPLE_DIGEST)
+
+
+class DownloadHeaders(Shape):
+    """Ranges and conditions of a download."""
+
+    range = _header("Range", "Parts of the file, in bytes (RFC 9110, section 14.2); several give "
+                    "multipart/byteranges", "bytes=0-1023")
+    if_none_match = _header("If-None-Match", "304 if the file has one of these entity tags", _EXAMPLE_ETAG)
+    if_match = _header("If-Match", "412 if the file has none of these entity tags", _EXAMPLE_ETAG)
+    if_modified_since = _header("If-Modified-Since", "304 if the file has not changed since (in seconds)",
+                                "Fri, 11 Sep 2020 17:22:05 GMT")
+    if_unmodified_since = _header("If-Unmodified-Since", "412 if the file has changed since (in seconds)",
+                                  "Fri, 11 Sep 2020 17:22:05 GMT")
+    if_range = _header("If-Range", "The range counts only if this entity tag or date is still that of the file",
+                       _EXAMPLE_ETAG)
+
+
+class AssetName(Shape):
+    """Which part of the documentation page."""
+
+    name = fields.String(required=True, metadata=_meta("Name of the script, style sheet or image", "swagger-ui.css"))
+
+
+# --- what goes out ----------------------------------------------------------------------------------------------------
+
+class User(Shape):
+    """An account."""
+
+    id = fields.UUID(required=True, metadata=_meta("Id of the account", _EXAMPLE_ID))
+    username = _text("Name of the account (NFC)", "alice")
+    created_at = _time("When it was made")
+
+
+class Tokens(Shape):
+    """What a login or a refresh gives out (RFC 6749, section 5.1)."""
+
+    access_token = _text("Goes into `Authorization: Bearer ...`", _EXAMPLE_JWT)
+    token_type = _text("Kind of the access token", "bearer", validate=validate.OneOf(["bearer"]))
+    expires_in = _integer("How long the access token is good for, in seconds", 900, minimum=1)
+    refresh_token = _text("Exchanged for new tokens at /auth/jwt/refresh, once", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e")
+
+
+class File(Shape):
+    """A file: a place in the tree and its current version."""
+
+    type = _text("Kind of the object", "file", validate=validate.OneOf(["file"]))
+    id = fields.UUID(required=True, metadata=_meta("Id of the file; stays the same when it is replaced", _EXAMPLE_ID))
+    name = _text("Name of the file (NFC)", "notes.txt")
+    path = _text("Absolute path of the file", "/homework/test-folder/notes.txt")
+    size = _integer("Length of the content, in bytes", 5)
+    sha256 = _text("SHA-256 of the content, in hex", _EXAMPLE_SHA256, validate=validate.Regexp("^[0-9a-f]{64}$"))
+    content_type = _text("Media type of the content", "text/plain")
+    version = _integer("Number of the current version; 1 for a new file, one more for each replacement", 1, minimum=1)
+    etag = _text("Entity tag of the current version, as in the header ETag, quotes included", _EXAMPLE_ETAG)
+    created_ad = _time("When the file was made; the same as `created_at`")
+    created_at = _time("When the file was made")
+    updated_at = _time("When its current version was stored")
+
+
+class Folder(Shape):
+    """A folder."""
+
+    type = _text("Kind of the object", "folder", validate=validate.OneOf(["folder"]))
+    id = fields.UUID(required=True, metadata=_meta("Id of the folder", _EXAMPLE_ID))
+    name = _text("Name of the folder (NFC); empty for the root", "test-folder")
+    path = _text("Absolute path of the folder", "/homework/test-folder")
+    created_at = _time("When the folder was made")
+    updated_at = _time("When the folder was last renamed or moved")
+
+
+class FileOrFolder(Shape):
+    """A file or a folder; `type` says which."""
+
+    json_schema = {
+        "oneOf": [{"$ref": "#/components/schemas/File"}, {"$ref": "#/components/schemas/Folder"}],
+        "discriminator": {"propertyName": "type", "mapping": {"file": "#/components/schemas/File",
+                                                              "folder": "#/components/schemas/Folder"}},
+        "type": None, "properties": None,
+    }
+
+    # named here so that both get into the document
+    file = fields.Nested(File)
+    folder = fields.Nested(Folder)
+
+
+class FileList(Shape):
+    """Files of the caller."""
+
+    files = fields.List(fields.Nested(File), required=True, metadata={
+        "description": "The files; empty if there are none"})
+
+
+class Usage(Shape):
+    """What the account holds; all but `count` in bytes."""
+
+    files = _integer("Bytes of the current versions of all files", 1024)
+    count = _integer("Number of files", 3)
+    quota = _integer("Bytes the account may hold; null: no limit", 1073741824, nullable=True)
+    available = _integer("Bytes that can still be stored; null: no limit", 1073740800, nullable=True)
+    trash = _integer("Bytes of what is in the trash; they count towards the quota", 0)
+    versions = _integer("Bytes of former versions; they count towards the quota", 0)
+
+
+def _access_time(description: str, *, required: bool) -> fields.Float:
+    return fields.Float(required=required, allow_none=True, validate=validate.Range(min=0),
+                        metadata=_meta(f"Access time of {description}, in milliseconds; null: it is down", 1.27))
+
+
+class Health(Shape):
+    """Access times of what the service depends on, in milliseconds, measured at the call; null: it is down."""
+
+    json_schema = {"additionalProperties": {"type": ["number", "null"], "minimum": 0}}
+
+    db = _access_time("the database", required=True)
+    storage = _access_time("the storage of the bytes", required=True)
+    cache = _access_time("the cache; not there if none is configured", required=False)
+
+
+class Liveness(Shape):
+    """The process answers."""
+
+    status = _text("Always `ok`", "ok", validate=validate.OneOf(["ok"]))
+
+
+class Problem(Shape):
+    """An error (RFC 9457)."""
+
+    type = _text("What kind of problem, as a URI reference; `about:blank`: what the status says", "about:blank")
+    title = _text("The status in words", "Not Found")
+    status = _integer("The status of the answer", 404, minimum=400)
+    detail = _text("What went wrong, for people", "There is nothing here for this account.")
+    code = _text("What went wrong, for programs: a stable word", "not_found")
+    request_id = _text("Id of the request, as in the log of the service", "01936b2e7c417d529f0a5b1c2d3e4f62")
+    field = _text("Which field or parameter cannot be used (422)", "path", required=False)
+
+
+# --- loading and rendering --------------------------------------------------------------------------------------------
+
+def load(schema: type[Schema], data: object) -> dict[str, Any]:
+    """Check `data` against the schema; raise InvalidField that names the field."""
+    if not isinstance(data, Mapping):
+        raise errors.InvalidField("This has to be a JSON object.")
+    if isinstance(data, MultiMapping):
+        # two values for one name: whichever we took, a proxy before us may have looked at the other
+        for name in (field.data_key or name for name, field in schema().load_fields.items()):
+            if len(data.getall(name, [])) > 1:
+                raise errors.InvalidField("This field may be given only once.", field=name)
+    try:
+        return dict(schema().load(data))
+    except ValidationError as error:
+        problems = _flatten(error.normalized_messages())  # type: ignore[no-untyped-call]
+        field, detail = problems[0]
+        if len(problems) > 1:
+            detail = " ".join(f"{name}: {message}" for name, message in problems)
+        raise errors.InvalidField(detail, field=field) from None
+
+
+def _flatten(messages: Mapping[Any, Any], prefix: str = "") -> list[tuple[str | None, str]]:
+    """marshmallow's nested messages as (field, message) pairs; None for what is about the whole object."""
+    result: list[tuple[str | None, str]] = []
+    for key, value in messages.items():
+        name = prefix if key == "_schema" else f"{prefix}.{key}".lstrip(".")
+        if isinstance(value, Mapping):
+            result += _flatten(value, name)
+        else:
+            result.append((name or None, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return result
+
+
+def rfc3339(moment: datetime) -> str:
+    """The time in UTC with microseconds (RFC 3339, section 5.6)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def file_json(file: model.File) -> dict[str, object]:
+    """A `File` as JSON."""
+    created_at = rfc3339(file.created_at)
+    return {
+        "type": "file", "id": str(file.id), "name": file.name, "path": file.path, "size": file.size_bytes,
+        "sha256": file.sha256.hex(), "content_type": file.content_type, "version": file.version, "etag": file.etag,
+        # spelt so in the assignment, kept for ever
+        "created_ad": created_at,
+        "created_at": created_at, "updated_at": rfc3339(file.updated_at),
+    }
+
+
+def folder_json(folder: model.Folder) -> dict[str, object]:
+    """A `Folder` as JSON."""
+    return {"type": "folder", "id": str(folder.id), "name": folder.name, "path": folder.path,
+            "created_at": rfc3339(folder.created_at), "updated_at": rfc3339(folder.updated_at)}
+
+
+def user_json(user: model.User) -> dict[str, object]:
+    """A `User` as JSON."""
+    return {"id": str(user.id), "username": user.username, "created_at": rfc3339(user.created_at)}
+
+
+def usage_json(usage: model.Usage) -> dict[str, object]:
+    """A `Usage` as JSON."""
+    return {"files": usage.files_bytes, "count": usage.count, "quota": usage.quota_bytes,
+            "available": usage.available_bytes, "trash": usage.trash_bytes, "versions": usage.versions_bytes}
+
+
+def tokens_json(tokens: model.Tokens) -> dict[str, object]:
+    """`Tokens` as JSON."""
+    return {"access_token": tokens.access_token, "token_type": "bearer", "expires_in": tokens.expires_in_seconds,
+            "refresh_token": tokens.refresh_token}
+
+
+def health_json(health: model.Health) -> dict[str, float | None]:
+    """A `Health` as JSON: milliseconds with three digits, which is what the clock is good for."""
+    return {name: None if time is None else round(time, 3) for name, time in health.milliseconds.items()}
