@@ -1,0 +1,151 @@
+"""The OpenAPI document: handlers say with `operation` what they take and give, `build` makes the document of an app.
+
+aiohttp-apispec writes valid Swagger 2.0 but, asked for 3.x, a document with 2.0 parameters in it.  So it writes 2.0,
+and `to_openapi_31` converts that (https://spec.openapis.org/oas/v3.1.1.html).
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from aiohttp import web
+from aiohttp_apispec import docs, form_schema, headers_schema, json_schema, match_info_schema, querystring_schema
+from marshmallow import Schema
+
+from service.api.rest import schema
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+BINARY = "application/octet-stream"
+HTML = "text/html"
+ANY = "*/*"
+
+Json = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+H = TypeVar("H", bound=Handler)
+
+TAGS = {
+    "auth": "Accounts and sessions.",
+    "file": "Files and folders of the caller.",
+    "health": "Whether the service works, and how fast.",
+    "docs": "This documentation.",
+}
+
+_DESCRIPTION = """\
+Keeps files of any kind in a tree of folders, for each account its own.
+
+Register, log in, and send the access token as `Authorization: Bearer <token>`. Every error is a problem (RFC 9457) with
+a stable `code`. Times are RFC 3339 in UTC, sizes are bytes, ids are UUIDs. `path` takes a path or an id.
+"""
+
+_SECURITY_DEFINITIONS: Json = {
+    "bearer": {"type": "apiKey", "in": "header", "name": "Authorization", "x-bearer-format": "JWT",
+               "description": "Access token of a login."},
+    "login": {"type": "oauth2", "flow": "password", "tokenUrl": "/auth/jwt/login", "scopes": {},
+              "description": "Logs in with username and password; leave the client's id and secret empty."},
+}
+
+_PROBLEMS = {
+    400: "The request is malformed: `bad_request`, `incomplete_body`, `digest_mismatch`",
+    401: "No valid access token: `unauthenticated`",
+    403: "Not allowed: `forbidden`",
+    404: "Not there, or another account's: `not_found`",
+    409: "Conflict with the tree: `not_a_folder`, `is_a_folder`, `conflict`",
+    412: "A condition of the request does not hold: `precondition_failed`",
+    413: "The body is larger than the limit: `too_large`",
+    415: "The body is encoded or of a kind not taken here: `unsupported_encoding`, `unsupported_media_type`",
+    416: "No part of the range is in the file: `range_not_satisfiable`",
+    422: "A field has a value that cannot be used; `field` names it: `invalid_field`, `invalid_path`",
+    429: "Too many requests: `too_many_requests`",
+    500: "A fault of the service: `internal_error`",
+    503: "A part of the service cannot be reached: `unavailable`",
+    507: "No room for this, nothing was stored: `quota_exceeded`, `storage_full`",
+}
+_PROBLEM_HEADERS = {
+    401: {"WWW-Authenticate": "What kind of credentials is needed (RFC 6750, section 3)"},
+    416: {"Content-Range": "Length of the file: `bytes */<length>`"},
+    429: {"Retry-After": "Seconds to wait"},
+    503: {"Retry-After": "Seconds to wait"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer that is not a problem; `media` only for a body that is not JSON."""
+
+    description: str
+    schema: type[Schema] | None = None
+    media: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _header_objects(headers: Mapping[str, str]) -> Json:
+    return {name: {"type": "string", "description": text} for name, text in headers.items()}
+
+
+def problems(*statuses: int, descriptions: Mapping[int, str] | None = None) -> dict[str, Json]:
+    """Problem answers for `@docs(responses=...)`; `descriptions` replaces the usual text of a status."""
+    result: dict[str, Json] = {}
+    for status in sorted(set(statuses)):
+        text = (descriptions or {}).get(status) or _PROBLEMS.get(status) or HTTPStatus(status).phrase
+        result[str(status)] = {"schema": schema.Problem, "description": text}
+        if status in _PROBLEM_HEADERS:
+            result[str(status)]["headers"] = _header_objects(_PROBLEM_HEADERS[status])
+    return result
+
+
+def operation(
+    summary: str, *, tag: str, returns: Mapping[int, Answer | tuple[type[Schema], str] | str],
+    errors: Iterable[int] | Mapping[int, str] = (), description: str = "", public: bool = False, head: bool = False,
+    match: type[Schema] | None = None, query: type[Schema] | None = None, headers: type[Schema] | None = None,
+    form: type[Schema] | None = None, body: type[Schema] | None = None, raw: str | None = None,
+    consumes: tuple[str, ...] = (),
+) -> Callable[[H], H]:
+    """Document a handler; its name is the operation's id.
+
+    `returns`: status -> (schema, text), or a text for an answer without a body, or an Answer.  `errors`: statuses, or
+    status -> text; 500 is always among them, and 401 unless `public`.  `head`: a GET whose HEAD is worth a line of its
+    own.  `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.
+    """
+    texts = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
+    failures = problems(*texts, 500, *(() if public else (401,)), descriptions=texts)
+    usual = {JSON: body, MULTIPART: form, BINARY: raw}
+    extra: Json = {"x-head": True} if head else {}
+    if description:
+        extra["description"] = description
+    if raw:
+        extra["parameters"] = [{"in": "body", "name": "body", "required": True, "description": raw,
+                                "schema": {"type": "string", "format": "binary"}}]
+    if accepted := list(consumes) or [media for media, wanted in usual.items() if wanted]:
+        extra["consumes"] = accepted
+
+    def decorate(handler: H) -> H:
+        for register, wanted in ((match_info_schema, match), (querystring_schema, query), (headers_schema, headers),
+                                 (form_schema, form)):
+            if wanted:
+                register(wanted)(handler)
+        if body:
+            json_schema(body, required=True)(handler)
+        docs(summary=summary, tags=[tag], operationId=handler.__name__, responses=failures,
+             security=[] if public else [{name: []} for name in _SECURITY_DEFINITIONS], **extra)(handler)
+        for status, answer in returns.items():
+            _document_answer(handler, status, answer)
+        return handler
+
+    return decorate
+
+
+def _document_answer(handler: Handler, status: int, answer: Answer | tuple[type[Schema], str] | str) -> None:
+    if isinstance(answer, str):
+        answer = Answer(description=answer)
+    elif isinstance(answer, tuple):
+        answer = Answer(schema=answer[0], description=answer[1])
+    response: Json = {"description": answer.description, "headers": _header_objects(answer.headers)}
+    if answer.schema:
+        response["schema"] = answer.schema
+    if answer.media:
+        response["x-content"] = list(answer.media)
+    docs(responses={str(status): response})(handler)
