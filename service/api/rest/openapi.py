@@ -1,29 +1,33 @@
 """The OpenAPI document: handlers say with `operation` what they take and give, `build` makes the document of an app.
 
 aiohttp-apispec writes valid Swagger 2.0 but, asked for 3.x, a document with 2.0 parameters in it.  So it writes 2.0,
-and `to_openapi_31` converts that (https://spec.openapis.org/oas/v3.1.1.html).
+and `swagger.to_openapi_31` converts that.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import copy
+import inspect
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aiohttp import web
-from aiohttp_apispec import docs, form_schema, headers_schema, json_schema, match_info_schema, querystring_schema
+from aiohttp_apispec import (
+    docs, form_schema, headers_schema, json_schema, match_info_schema, querystring_schema, setup_aiohttp_apispec,
+)
 from marshmallow import Schema
 
+import service
 from service.api.rest import schema
+from service.api.rest.swagger import FORM, JSON, MULTIPART, Json, to_openapi_31
 
-JSON = "application/json"
-PROBLEM = "application/problem+json"
-FORM = "application/x-www-form-urlencoded"
-MULTIPART = "multipart/form-data"
+__all__ = ["ANY", "BINARY", "FORM", "HTML", "JSON", "MULTIPART", "Answer", "build", "operation", "problems"]
+
 BINARY = "application/octet-stream"
 HTML = "text/html"
 ANY = "*/*"
 
-Json = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
 
@@ -149,3 +153,49 @@ def _document_answer(handler: Handler, status: int, answer: Answer | tuple[type[
     if answer.media:
         response["x-content"] = list(answer.media)
     docs(responses={str(status): response})(handler)
+
+
+# --- the document of an app -------------------------------------------------------------------------------------------
+
+def build(app: web.Application) -> Json:
+    """The OpenAPI 3.1 document of all documented routes of the app, which is left as it is."""
+    # aiohttp-apispec consumes what the decorators left on a handler, adds a route and writes string keys into the app
+    # that it is given, so it gets another app with copies
+    scratch = web.Application()
+    for route in app.router.routes():
+        described = getattr(route.handler, "__apispec__", None)
+        if described is not None and route.resource is not None:
+            scratch.router.add_route(route.method, route.resource.canonical, _stand_in(described))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        apispec = setup_aiohttp_apispec(
+            scratch, title="File storage", version=service.__version__, info={"description": _DESCRIPTION},
+            tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+            securityDefinitions=_SECURITY_DEFINITIONS, in_place=True)
+    document = to_openapi_31(apispec.swagger_dict())
+    _lay_over(document["components"]["schemas"])
+    return document
+
+
+def _stand_in(described: Json) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPNotFound
+
+    handler.__apispec__ = copy.deepcopy(described)  # type: ignore[attr-defined]
+    return handler
+
+
+def _lay_over(components: Json) -> None:
+    """Add to the components what marshmallow cannot say: docstrings and `Shape.json_schema`."""
+    for shape in _shapes(schema.Shape):
+        if (component := components.get(shape.__name__)) is not None:
+            component["description"] = inspect.getdoc(shape) or ""
+            component |= shape.json_schema
+            for key in [key for key, value in component.items() if value is None]:
+                del component[key]
+
+
+def _shapes(base: type[schema.Shape]) -> Iterator[type[schema.Shape]]:
+    for shape in base.__subclasses__():
+        yield shape
+        yield from _shapes(shape)
