@@ -1,0 +1,163 @@
+"""What lies under the data root, and the checks that come before anything else is started."""
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.run.processes import StartError
+
+MODE = 0o700
+# the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
+MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._ +@=-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The folders of one data root; all but `sockets` are always below it."""
+
+    root: Path
+    sockets: Path
+
+    @property
+    def blobs(self) -> Path:
+        """The files, for ever."""
+        return self.root / "blobs"
+
+    @property
+    def staging(self) -> Path:
+        """Files that a worker has claimed and not yet placed."""
+        return self.root / "staging"
+
+    @property
+    def spool(self) -> Path:
+        """Bodies that nginx takes in, in one folder for each start of nginx."""
+        return self.root / "spool"
+
+    @property
+    def postgres(self) -> Path:
+        """The embedded PostgreSQL."""
+        return self.root / "postgres"
+
+    @property
+    def log(self) -> Path:
+        """What the workers, PostgreSQL and nginx write."""
+        return self.root / "log"
+
+    @property
+    def run(self) -> Path:
+        """What is of use only while the service runs."""
+        return self.root / "run"
+
+    def worker_socket(self, number: int) -> Path:
+        """Where a worker listens."""
+        return self.sockets / f"worker-{number}.sock"
+
+
+def open_folders(root: Path) -> Folders:
+    """Make what is missing; StartError if the data root cannot be used."""
+    try:
+        root.mkdir(mode=MODE, parents=True, exist_ok=True)
+        root = root.resolve()  # nginx refuses symlinks on the way to a blob
+        folders = Folders(root, root / "run")
+        for folder in (folders.blobs, folders.staging, folders.spool, folders.log, folders.run):
+            folder.mkdir(mode=MODE, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise StartError(f"the data root {root} cannot be used: {error.strerror or error}; "
+                         "choose another one with DATA_ROOT=") from None
+    _check(folders)
+    return Folders(root, _choose_sockets(folders))
+
+
+def _check(folders: Folders) -> None:
+    if folders.root.stat().st_mode & 0o022:
+        raise StartError(f"the data root {folders.root} can be written to by other users; "
+                         f"run: chmod go-w '{folders.root}'")
+    devices = {folder.stat().st_dev for folder in (folders.blobs, folders.staging, folders.spool)}
+    if len(devices) > 1:
+        raise StartError(f"blobs, staging and spool in {folders.root} have to be on one file system, "
+                         "since files are renamed from one to the other")
+
+
+def _choose_sockets(folders: Folders) -> Path:
+    """The run folder, or one under the temporary folder if a socket's path would be too long or odd there.
+
+    The link run/sockets leads to the latter, so that the next start can take it away if this one is killed.
+    """
+    link = folders.run / "sockets"
+    if link.is_symlink():
+        _remove_old(link.readlink())
+        link.unlink()
+    if len(os.fsencode(folders.run)) <= MAX_SOCKET_FOLDER_BYTES and PLAIN_PATH.fullmatch(str(folders.run)):
+        return folders.run
+    sockets = Path(tempfile.mkdtemp(prefix="file-storage-"))
+    link.symlink_to(sockets)
+    return sockets
+
+
+def _remove_old(sockets: Path) -> None:
+    """Remove a folder of sockets; anything else that bears its name stays."""
+    try:
+        for entry in sockets.iterdir():
+            if entry.is_socket() or entry.name.endswith(".lock"):
+                entry.unlink()
+        sockets.rmdir()
+    except OSError:
+        pass
+
+
+def close_folders(folders: Folders) -> None:
+    """Take away what `open_folders` made outside of the data root."""
+    if folders.sockets != folders.run:
+        _remove_old(folders.sockets)
+        (folders.run / "sockets").unlink(missing_ok=True)
+
+
+def lock(root: Path) -> int:
+    """Claim the data root for this process and return the open file that holds the claim; StartError if it is taken.
+
+    The claim ends with the process, however that ends.
+    """
+    root.mkdir(mode=MODE, parents=True, exist_ok=True)
+    file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(file, 20, 0).decode("ascii", "replace").strip()
+        os.close(file)
+        raise StartError(f"the data root {root} is in use by another service (process {holder or 'unknown'}); "
+                         "choose another one with DATA_ROOT=") from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, str(os.getpid()).encode(), 0)
+    return file
+
+
+def check_port(host: str, port: int) -> None:
+    """StartError if nothing can listen there."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise StartError(f"the address {host} is not known here: {error.strerror}") from None
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+                probe.listen(1)
+            except OSError as error:
+                raise StartError(_explain_port(host, port, error)) from None
+
+
+def _explain_port(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is taken by another program; choose another one with PORT="
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose one above 1023 with PORT="
+    return f"cannot listen on {host} port {port}: {error.strerror}"

@@ -1,0 +1,142 @@
+"""nginx: its configuration, rendered from nginx/, and its start.
+
+The same text serves `make run` and the nginx of a container: of the data root it holds only the workers' sockets.
+"""
+
+import os
+import re
+import shutil
+import signal
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+
+from service.config import Config
+from service.run import processes, programs
+from service.run.processes import StartError
+
+FOLDER = Path(__file__).parents[2] / "nginx"
+TEMPLATE = "nginx.conf.template"
+FRAME_BYTES = 2**20  # what a form adds to the bytes of its file, at most
+STOP_STEPS = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+
+# The answers that a worker may give to an upload before it begins.
+REFUSALS = (400, 401, 403, 404, 405, 409, 411, 412, 413, 415, 422, 429, 500, 503, 507)
+
+# problem+json (RFC 9457) of what nginx itself has to say; the variables are those of nginx/problem_maps.conf
+PROBLEM = ('{"type":"about:blank","title":"$problem_title","status":$status,"detail":"$problem_detail",'
+           '"code":"$problem_code","request_id":"$request_id"}')
+
+
+def _quote(text: str | Path) -> str:
+    """A string of nginx's language."""
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _listen(config: Config) -> str:
+    if not re.fullmatch(r"[\w.:*-]+", config.host):
+        raise StartError(f"nginx cannot listen on the address {config.host!r}")
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{host}:{config.port}"
+
+
+def _render_single_workers(sockets: Sequence[Path]) -> str:
+    """An upstream for each worker, and a fair choice of one, for requests which must not be sent twice."""
+    lines = []
+    for number, socket in enumerate(sockets):
+        lines += [f"upstream worker_{number} {{", f"    server {_quote(f'unix:{socket}')} max_fails=0;",
+                  "    keepalive 8;", "    keepalive_timeout 50s;", "}"]
+    share = 100 / len(sockets)
+    lines.append("split_clients $request_id $any_worker {")
+    lines += [f"    {share:.2f}% worker_{number};" for number in range(len(sockets) - 1)]
+    lines += [f"    * worker_{len(sockets) - 1};", "}"]
+    return "\n".join(lines)
+
+
+def _render_refusals() -> str:
+    """An address for each status that an upload may be refused with."""
+    return "\n".join(f"location = /_refuse/{status} {{ # {HTTPStatus(status).phrase}\n"
+                     "    {{include internal.conf}}\n"
+                     f"    error_page 418 ={status} /_refused;\n"
+                     "    return 418;\n"
+                     "}" for status in REFUSALS)
+
+
+def render(config: Config, sockets: Sequence[Path], *, as_root: bool) -> str:
+    """The whole configuration; `sockets` are the workers', `as_root` whether nginx will run as root."""
+    values = {
+        "user": "user root; # the workers' uid: spooled bodies have mode 0600" if as_root else "",
+        "nginx_workers": str(min(config.workers, os.cpu_count() or 1)),
+        "servers": "\n".join(f"server {_quote(f'unix:{socket}')} max_fails=0;" for socket in sockets),
+        "single_workers": _render_single_workers(sockets),
+        "refusals": _render_refusals(),
+        "listen": _listen(config),
+        "problem": PROBLEM,
+        "max_body_size": str(config.max_upload_size + FRAME_BYTES),
+    }
+    return _fill((FOLDER / TEMPLATE).read_text(encoding="utf-8").partition("\n\n")[2], values)
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    """Replace each {{name}}, and each {{include file}}, which stands alone and gives its lines its indent."""
+    def included(match: re.Match[str]) -> str:
+        lines = (FOLDER / match[2]).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return "\n".join(match[1] + line for line in lines)
+
+    def valued(match: re.Match[str]) -> str:
+        return values[match[2]].replace("\n", "\n" + match[1])
+
+    text = re.sub(r"( *)\{\{(\w+)\}\}", lambda match: match[1] + valued(match), text)
+    return re.sub(r"^( *)\{\{include ([\w.]+)\}\}$", included, text, flags=re.MULTILINE)
+
+
+def check_data_root(root: Path) -> None:
+    """StartError for a name that would mean something to nginx or break a header."""
+    if re.search(r'[$"\'\\\x00-\x1f\x7f]', str(root)):
+        raise StartError(f"nginx cannot work in {str(root)!r}: choose a data root without $, quotes, backslashes and "
+                         "control characters, or set FILE_STORAGE_NGINX=off")
+
+
+def make_prefix(spool: Path) -> Path:
+    """A new folder for one start of nginx."""
+    prefix = spool / uuid.uuid4().hex
+    prefix.mkdir(mode=0o700)
+    return prefix
+
+
+def command(program: Path, prefix: Path, configuration: Path) -> list[str]:
+    """nginx in the foreground; it ends at SIGQUIT (when its requests are done) or SIGTERM (at once)."""
+    return [str(program), "-p", f"{prefix}/", "-c", str(configuration), "-e", "stderr"]
+
+
+def check_configuration(program: Path, prefix: Path, configuration: Path) -> None:
+    """StartError with what `nginx -t` has to say against it."""
+    processes.run([*command(program, prefix, configuration), "-t", "-q"])
+
+
+def stop_leftovers(spool: Path) -> None:
+    """End every nginx that a killed supervisor left running, then remove the folders of all past starts.
+
+    The master's death does not end its processes, and they would hold the port.  Nothing in those folders was ever
+    answered for, and no worker runs yet.
+    """
+    for prefix in spool.iterdir():
+        try:
+            master = int((prefix / "nginx.pid").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            master = 0
+        if master and not processes.stop_all(_session_finder(master), STOP_STEPS):
+            raise StartError(f"an nginx that was left running (process {master}) does not end")
+        if prefix.is_dir() and not prefix.is_symlink():
+            shutil.rmtree(prefix, ignore_errors=True)
+
+
+def _session_finder(master: int) -> Callable[[], list[int]]:
+    return lambda: processes.find_in_session(master, "nginx")
+
+
+def find_or_install() -> programs.Program | None:
+    """An nginx that runs on this machine, installed if need be; None if there is none to be had."""
+    return programs.find_or_install("nginx")

@@ -1,0 +1,188 @@
+"""Programs that pip cannot bring: found on this machine, or taken from the system's packages.
+
+On Debian and its kin a package and what it lacks are unpacked into a folder of ours instead of being installed: that
+needs no root, starts no system service and changes nothing outside of the folder.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+LIBRARY_FOLDERS = ("usr/lib/*-linux-gnu*", "lib/*-linux-gnu*", "usr/lib", "lib")
+SECONDS = 300
+APT_OPTIONS: tuple[str, ...] = ("-q", "-y", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root",
+               "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
+
+
+class _Failed(Exception):
+    """A way to get the program did not lead to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that was seen to run here."""
+
+    path: Path
+    version: tuple[int, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What its environment has to hold besides the usual: where its libraries are."""
+
+    @property
+    def version_text(self) -> str:
+        """Such as 1.22.1."""
+        return ".".join(map(str, self.version))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a program before it counts as found."""
+
+    version_option: str
+    version_pattern: str
+    min_version: tuple[int, ...]
+    must_mention: str = ""
+
+
+WANTED = {
+    # -e, which keeps it from opening a log where it was compiled to, came with 1.19.5
+    "nginx": Wanted("-V", r"nginx/(\d+\.\d+\.\d+)", (1, 19, 5), "http_auth_request_module"),
+    "redis-server": Wanted("--version", r"v=(\d+\.\d+\.\d+)", (5, 0, 0)),
+}
+
+
+def find_or_install(name: str, *, cache: Path | None = None,
+                    say: Callable[[str], None] = lambda line: None) -> Program | None:
+    """A program of `WANTED` that runs on this machine; None if it is not here and cannot be had."""
+    cache = cache or default_cache()
+    if found := find(name, cache=cache):
+        return found
+    say(f"{name} is not on this machine; taking it from the system's packages")
+    try:
+        with _locked(cache):
+            return find(name, cache=cache) or _install(name, cache)
+    except (_Failed, OSError) as error:
+        say(f"{name} cannot be had: {error}")
+        return None
+
+
+def default_cache() -> Path:
+    """Where unpacked packages are kept: in the virtual environment, or in the user's cache if there is none."""
+    if sys.prefix != sys.base_prefix:
+        return Path(sys.prefix) / "programs"
+    return Path(os.path.expanduser("~/.cache/file-storage/programs"))
+
+
+def find(name: str, *, cache: Path) -> Program | None:
+    """A program on PATH, where systems keep them, or unpacked earlier."""
+    unpacked = cache / name
+    candidates = [Path(path) for path in [shutil.which(name)] if path]
+    candidates += [Path(folder) / name for folder in SYSTEM_FOLDERS]
+    candidates += [unpacked / folder.lstrip("/") / name for folder in SYSTEM_FOLDERS]
+    for candidate in candidates:
+        environment = _library_path(unpacked) if candidate.is_relative_to(unpacked) else {}
+        if program := _try(candidate, WANTED[name], environment):
+            return program
+    return None
+
+
+def _library_path(unpacked: Path) -> dict[str, str]:
+    folders = [str(folder) for pattern in LIBRARY_FOLDERS for folder in unpacked.glob(pattern) if folder.is_dir()]
+    return {"LD_LIBRARY_PATH": ":".join(folders)} if folders else {}
+
+
+def _try(path: Path, wanted: Wanted, environment: Mapping[str, str]) -> Program | None:
+    """Run it and look at what it says about itself."""
+    try:
+        text = _run([path, wanted.version_option], environment)
+    except _Failed:
+        return None
+    found = re.search(wanted.version_pattern, text)
+    version = tuple(map(int, found[1].split("."))) if found else ()
+    if version < wanted.min_version or wanted.must_mention not in text:
+        return None
+    return Program(path, version, environment)
+
+
+def _run(command: Sequence[str | Path], environment: Mapping[str, str], cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env={**os.environ, "LC_ALL": "C", **environment}, cwd=cwd, timeout=SECONDS,
+                              text=True, errors="replace")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _Failed(str(error)) from None
+    if done.returncode != 0:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        raise _Failed(lines[-1] if lines else f"{command[0]} failed")
+    return done.stdout
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """One installation at a time: tests and services may start side by side."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _install(name: str, cache: Path) -> Program | None:
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        _unpack(name, cache)
+    elif os.geteuid() != 0:
+        raise _Failed(f"install it with the system's package manager (this user may not); package {name}")
+    elif shutil.which("apk"):
+        _run(["apk", "add", "--no-cache", name.removesuffix("-server")], {})
+    elif shutil.which("dnf"):
+        _run(["dnf", "install", "-y", name.removesuffix("-server")], {})
+    else:
+        raise _Failed("there is no package manager that is known here")
+    if program := find(name, cache=cache):
+        return program
+    raise _Failed("what the package manager brought does not run or is too old")
+
+
+def _unpack(name: str, cache: Path) -> None:
+    """Unpack a Debian package and whatever it needs that is not installed."""
+    packages = cache / f"{name}.packages"
+    fresh = cache / f"{name}.new"
+    for folder in (packages, fresh):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    options = APT_OPTIONS
+    try:
+        missing = _list_missing(name, options)
+        _run(["apt-get", *options, "download", *missing], {}, packages)
+    except _Failed:  # no package lists, or old ones: fetch lists of our own
+        options = (*APT_OPTIONS, *_private_state(cache / "apt"))
+        _run(["apt-get", *options, "update"], {})
+        missing = _list_missing(name, options)
+        _run(["apt-get", *options, "download", *missing], {}, packages)
+    for package in sorted(packages.glob("*.deb")):
+        _run(["dpkg-deb", "-x", package, fresh], {})
+    shutil.rmtree(cache / name, ignore_errors=True)
+    fresh.rename(cache / name)
+    shutil.rmtree(packages)
+
+
+def _private_state(folder: Path) -> list[str]:
+    """Options that make apt keep its lists in a folder of ours, which needs no root."""
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+
+
+def _list_missing(name: str, options: Sequence[str]) -> list[str]:
+    """The packages that an installation would add, as package=version."""
+    plan = _run(["apt-get", *options, "--simulate", "install", name], {})
+    missing = re.findall(r"^Inst (\S+) (?:\[[^]]*\] )?\((\S+)", plan, re.MULTILINE)
+    if not missing:
+        raise _Failed(f"the package {name} is installed, but the program is not there")
+    return [f"{package}={version}" for package, version in missing]
