@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orjson
 from aiohttp import web
+from marshmallow import fields
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
 from service import errors
@@ -55,6 +56,13 @@ SwaggerUIBundle({
 # Swagger UI has its icons as data: in the style sheet and shows answers that are pictures as blob:
 _POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
+class _PartName(schema.Shape):
+    """Which part of the page."""
+
+    name = fields.String(required=True, metadata={"description": "Name of the script, style sheet or image",
+                                                  "example": "swagger-ui.css"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,7 @@ async def show_openapi(request: web.Request) -> web.StreamResponse:
 
 
 @operation(
-    "Part of the documentation page", tag="docs", public=True, match=schema.AssetName,
+    "Part of the documentation page", tag="docs", public=True, match=_PartName,
     returns={200: Answer(description="The script, style sheet or image",
                          media=("text/javascript", "text/css", "image/png"),
                          headers={"ETag": "Entity tag of the part"}),

@@ -6,6 +6,7 @@ and `swagger.to_openapi_31` converts that.
 
 import copy
 import inspect
+import re
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from marshmallow import Schema
 
 import service
 from service.api.rest import schema
-from service.api.rest.swagger import FORM, JSON, MULTIPART, Json, to_openapi_31
+from service.api.rest.swagger import FORM, JSON, MULTIPART, PROBLEM, Json, to_openapi_31
+from service.errors import ServiceError
 
 __all__ = ["ANY", "BINARY", "FORM", "HTML", "JSON", "MULTIPART", "Answer", "build", "operation", "problems"]
 
@@ -30,6 +32,7 @@ ANY = "*/*"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T")
 
 TAGS = {
     "auth": "Accounts and sessions.",
@@ -62,12 +65,13 @@ _PROBLEMS = {
     413: "The body is larger than the limit: `too_large`",
     415: "The body is encoded or of a kind not taken here: `unsupported_encoding`, `unsupported_media_type`",
     416: "No part of the range is in the file: `range_not_satisfiable`",
-    422: "A field has a value that cannot be used; `field` names it: `invalid_field`, `invalid_path`",
+    422: "A field has a value that cannot be used, and is named: `invalid_field`",
     429: "Too many requests: `too_many_requests`",
     500: "A fault of the service: `internal_error`",
     503: "A part of the service cannot be reached: `unavailable`",
     507: "No room for this, nothing was stored: `quota_exceeded`, `storage_full`",
 }
+_PATH_PROBLEM = "The path or another field cannot be used, and is named: `invalid_path`, `invalid_field`"
 _PROBLEM_HEADERS = {
     401: {"WWW-Authenticate": "What kind of credentials is needed (RFC 6750, section 3)"},
     416: {"Content-Range": "Length of the file: `bytes */<length>`"},
@@ -115,6 +119,8 @@ def operation(
     own.  `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.
     """
     texts = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
+    if texts.get(422) == "" and query and "path" in query().fields:
+        texts[422] = _PATH_PROBLEM
     failures = problems(*texts, 500, *(() if public else (401,)), descriptions=texts)
     usual = {JSON: body, MULTIPART: form, BINARY: raw}
     extra: Json = {"x-head": True} if head else {}
@@ -174,6 +180,7 @@ def build(app: web.Application) -> Json:
             securityDefinitions=_SECURITY_DEFINITIONS, in_place=True)
     document = to_openapi_31(apispec.swagger_dict())
     _lay_over(document["components"]["schemas"])
+    _add_problem_examples(document)
     return document
 
 
@@ -187,7 +194,7 @@ def _stand_in(described: Json) -> Handler:
 
 def _lay_over(components: Json) -> None:
     """Add to the components what marshmallow cannot say: docstrings and `Shape.json_schema`."""
-    for shape in _shapes(schema.Shape):
+    for shape in _subclasses(schema.Shape):
         if (component := components.get(shape.__name__)) is not None:
             component["description"] = inspect.getdoc(shape) or ""
             component |= shape.json_schema
@@ -195,7 +202,27 @@ def _lay_over(components: Json) -> None:
                 del component[key]
 
 
-def _shapes(base: type[schema.Shape]) -> Iterator[type[schema.Shape]]:
-    for shape in base.__subclasses__():
-        yield shape
-        yield from _shapes(shape)
+def _add_problem_examples(document: Json) -> None:
+    """Give each problem answer an example for each code that its description names."""
+    details = {error.code: error().detail for error in _subclasses(ServiceError)}
+    examples = document["components"].setdefault("examples", {})
+    for given in (given for item in document["paths"].values() for given in item.values()):
+        for status, response in given["responses"].items():
+            if (content := response.get("content", {}).get(PROBLEM)) is None:
+                continue
+            for code in re.findall(r"`([a-z]+(?:_[a-z]+)*)`", response["description"]):
+                detail = details.get(code, HTTPStatus(int(status)).description)
+                examples.setdefault(code, {"value": _problem_example(int(status), code, detail)})
+                content.setdefault("examples", {})[code] = {"$ref": f"#/components/examples/{code}"}
+
+
+def _problem_example(status: int, code: str, detail: str) -> Json:
+    example = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail,
+               "code": code, "request_id": schema.Problem().fields["request_id"].metadata["example"]}
+    return example | ({"field": "path"} if status == HTTPStatus.UNPROCESSABLE_ENTITY else {})
+
+
+def _subclasses(base: type[T]) -> Iterator[type[T]]:
+    for subclass in base.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

@@ -20,6 +20,7 @@ MAX_PASSWORD_BYTES = 1024
 
 _EXAMPLE_ID = "01936b2e-7c41-7d52-9f0a-5b1c2d3e4f60"
 _EXAMPLE_TIME = "2020-09-11T17:22:05.123456Z"
+_EXAMPLE_DATE = "Fri, 11 Sep 2020 17:22:05 GMT"
 _EXAMPLE_ETAG = '"01936b2e7c417d529f0a5b1c2d3e4f61"'
 _EXAMPLE_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 _EXAMPLE_DIGEST = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"
@@ -49,8 +50,8 @@ def _integer(description: str, example: int, *, minimum: int = 0, nullable: bool
                           metadata=_meta(description, example, format="int64"))
 
 
-def _time(description: str) -> fields.DateTime:
-    return fields.DateTime(required=True, metadata=_meta(f"{description} (RFC 3339, UTC)", _EXAMPLE_TIME))
+def _time(text: str) -> fields.DateTime:
+    return fields.DateTime(required=True, metadata=_meta(f"{text} (RFC 3339, UTC)", _EXAMPLE_TIME))
 
 
 def _text(description: str, example: str, *, required: bool = True, **more: Any) -> fields.String:
@@ -84,9 +85,9 @@ def _check_new_password(value: str) -> None:
         raise ValidationError(f"A password has {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8.")
 
 
-def _username(description: str, example: str) -> fields.String:
+def _username(description: str, example: str, *, required: bool = False) -> fields.String:
     # the lengths in characters are for the document only, hence metadata: what counts is bytes
-    return fields.String(validate=_check_username,
+    return fields.String(required=required, validate=_check_username,
                          metadata=_meta(description, example, minLength=1, maxLength=MAX_USERNAME_BYTES))
 
 
@@ -94,12 +95,13 @@ class _Named(Shape):
     """A username under one of its three names; loads as `username`."""
 
     json_schema = {"oneOf": [{"required": ["username", "password"]}, {"required": ["login", "password"]},
-                             {"required": ["email", "password"]}]}
+                             {"required": ["email", "password"]}],
+                   "examples": [{"username": "alice", "password": "correct horse battery staple"}]}
 
     username = _username("Name of the account: 1 to 255 bytes in UTF-8 (NFC), no control characters, case matters",
                          "alice")
     login = _username("Another name for `username`; give exactly one of `username`, `login`, `email`", "alice")
-    email = _username("Another name for `username`; no address is needed, none is written to", "alice@example.org")
+    email = _username("Another name for `username`; no mail is ever sent there", "alice@example.org")
 
     @post_load
     def one_name(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
@@ -120,12 +122,24 @@ class Registration(_Named):
         format="password", maxLength=MAX_PASSWORD_BYTES))
 
 
-class Credentials(_Named):
-    """Who logs in. As a form: the password grant of OAuth 2.0 (RFC 6749, section 4.3); its other fields are ignored."""
+# no rule on its length: whatever is not the password is answered like any wrong one
+_PASSWORD = fields.String(required=True, validate=_check_text, metadata=_meta(
+    "Password of the account", "correct horse battery staple", format="password"))
 
-    # no rule on the length: whatever is not the password is answered like any wrong one
-    password = fields.String(required=True, validate=_check_text, metadata=_meta(
-        "Password of the account", "correct horse battery staple", format="password"))
+
+class Credentials(_Named):
+    """Who logs in."""
+
+    password = _PASSWORD
+
+
+class LoginForm(Shape):
+    """The same as a form, for the document; `Credentials` loads it, and so takes the other names too."""
+
+    username = _username("Name of the account, or `login` or `email` instead", "alice", required=True)
+    password = _PASSWORD
+    grant_type = fields.String(validate=validate.OneOf(["password"]), metadata=_meta(
+        "As OAuth 2.0 has it (RFC 6749, section 4.3.2); not looked at", "password"))
 
 
 class RefreshRequest(Shape):
@@ -151,7 +165,7 @@ class PathQuery(Shape):
 _TARGET_PATH = fields.String(validate=_check_text, metadata=_meta(
     "Where to: a full path (the file there is replaced), or a folder (a path with `/` at its end, or that of a "
     f"folder that exists). Missing folders are made. Not given: the root folder. {_PATH_RULES}",
-    "/homework/notes.txt"))
+    "/homework/"))
 _TARGET_NAME = fields.String(validate=_check_text, metadata=_meta(
     "Name of the file within the folder that `path` names; not given: the uploaded file's own name", "notes.txt"))
 
@@ -197,22 +211,12 @@ class PutHeaders(Shape):
 class DownloadHeaders(Shape):
     """Ranges and conditions of a download."""
 
-    range = _header("Range", "Parts of the file, in bytes (RFC 9110, section 14.2); several give "
-                    "multipart/byteranges", "bytes=0-1023")
+    range = _header("Range", "Parts of the file, in bytes; several give multipart/byteranges", "bytes=0-1023")
     if_none_match = _header("If-None-Match", "304 if the file has one of these entity tags", _EXAMPLE_ETAG)
     if_match = _header("If-Match", "412 if the file has none of these entity tags", _EXAMPLE_ETAG)
-    if_modified_since = _header("If-Modified-Since", "304 if the file has not changed since (in seconds)",
-                                "Fri, 11 Sep 2020 17:22:05 GMT")
-    if_unmodified_since = _header("If-Unmodified-Since", "412 if the file has changed since (in seconds)",
-                                  "Fri, 11 Sep 2020 17:22:05 GMT")
-    if_range = _header("If-Range", "The range counts only if this entity tag or date is still that of the file",
-                       _EXAMPLE_ETAG)
-
-
-class AssetName(Shape):
-    """Which part of the documentation page."""
-
-    name = fields.String(required=True, metadata=_meta("Name of the script, style sheet or image", "swagger-ui.css"))
+    if_modified_since = _header("If-Modified-Since", "304 if the file has not changed since", _EXAMPLE_DATE)
+    if_unmodified_since = _header("If-Unmodified-Since", "412 if the file has changed since", _EXAMPLE_DATE)
+    if_range = _header("If-Range", "Range counts only if the file still has this entity tag or date", _EXAMPLE_ETAG)
 
 
 # --- what goes out ----------------------------------------------------------------------------------------------------
@@ -272,16 +276,13 @@ class FileOrFolder(Shape):
         "type": None, "properties": None,
     }
 
-    # named here so that both get into the document
-    file = fields.Nested(File)
-    folder = fields.Nested(Folder)
+    file, folder = fields.Nested(File), fields.Nested(Folder)  # so that both get into the document
 
 
 class FileList(Shape):
     """Files of the caller."""
 
-    files = fields.List(fields.Nested(File), required=True, metadata={
-        "description": "The files; empty if there are none"})
+    files = fields.List(fields.Nested(File), required=True, metadata={"description": "The files; may be empty"})
 
 
 class Usage(Shape):
@@ -343,10 +344,10 @@ def load(schema: type[Schema], data: object) -> dict[str, Any]:
         return dict(schema().load(data))
     except ValidationError as error:
         problems = _flatten(error.normalized_messages())  # type: ignore[no-untyped-call]
-        field, detail = problems[0]
-        if len(problems) > 1:
-            detail = " ".join(f"{name}: {message}" for name, message in problems)
-        raise errors.InvalidField(detail, field=field) from None
+    field, detail = problems[0]
+    if len(problems) > 1:
+        detail = " ".join(f"{name}: {message}" for name, message in problems)
+    raise errors.InvalidField(detail, field=field)
 
 
 def _flatten(messages: Mapping[Any, Any], prefix: str = "") -> list[tuple[str | None, str]]:
@@ -354,10 +355,7 @@ def _flatten(messages: Mapping[Any, Any], prefix: str = "") -> list[tuple[str | 
     result: list[tuple[str | None, str]] = []
     for key, value in messages.items():
         name = prefix if key == "_schema" else f"{prefix}.{key}".lstrip(".")
-        if isinstance(value, Mapping):
-            result += _flatten(value, name)
-        else:
-            result.append((name or None, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+        result += _flatten(value, name) if isinstance(value, Mapping) else [(name or None, " ".join(map(str, value)))]
     return result
 
 
@@ -369,13 +367,10 @@ def rfc3339(moment: datetime) -> str:
 def file_json(file: model.File) -> dict[str, object]:
     """A `File` as JSON."""
     created_at = rfc3339(file.created_at)
-    return {
-        "type": "file", "id": str(file.id), "name": file.name, "path": file.path, "size": file.size_bytes,
-        "sha256": file.sha256.hex(), "content_type": file.content_type, "version": file.version, "etag": file.etag,
-        # spelt so in the assignment, kept for ever
-        "created_ad": created_at,
-        "created_at": created_at, "updated_at": rfc3339(file.updated_at),
-    }
+    # created_ad: spelt so in the assignment, kept for ever
+    return {"type": "file", "id": str(file.id), "name": file.name, "path": file.path, "size": file.size_bytes,
+            "sha256": file.sha256.hex(), "content_type": file.content_type, "version": file.version, "etag": file.etag,
+            "created_ad": created_at, "created_at": created_at, "updated_at": rfc3339(file.updated_at)}
 
 
 def folder_json(folder: model.Folder) -> dict[str, object]:

@@ -22,7 +22,7 @@ _COLLECTIONS: dict[str, Json] = {
 }
 _PARAMETER_KEYS = frozenset({"name", "in", "description", "required", "allowEmptyValue"})
 _OPERATION_KEYS = frozenset({"tags", "summary", "description", "externalDocs", "operationId", "deprecated", "security"})
-_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch"})
+_METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 
 
 def to_openapi_31(swagger: Json) -> Json:
@@ -48,13 +48,13 @@ def to_openapi_31(swagger: Json) -> Json:
 def _path_item(item: Json, swagger: Json) -> Json:
     shared = item.get("parameters", [])
     result: Json = {}
-    for method, given in item.items():
-        twin = method == "head" and "get" in item and not given.get("x-head")
-        if method in _METHODS and not twin:
-            result[method] = _operation(given, shared, swagger)
-            if method == "head":
-                for response in result[method]["responses"].values():
-                    response.pop("content", None)
+    for method in (method for method in _METHODS if method in item):
+        if method == "head" and "get" in item and not item["head"].get("x-head"):
+            continue
+        result[method] = _operation(item[method], shared, swagger)
+        if method == "head":
+            for response in result[method]["responses"].values():
+                response.pop("content", None)
     return result
 
 
@@ -85,20 +85,29 @@ def _parameter(given: Json) -> Json:
 
 
 def _request_body(parameters: list[Json], consumes: list[str]) -> Json | None:
-    for parameter in parameters:
-        if parameter["in"] == "body":
-            content = {media: {"schema": _schema(parameter["schema"])} for media in consumes}
-            described: Json = {key: parameter[key] for key in ("description", "required") if key in parameter}
-            return {**described, "content": content}
+    """2.0 has either a body or a form; here an operation may have both, told apart by the media types."""
+    result: Json = {}
+    content: Json = {}
     fields = [parameter for parameter in parameters if parameter["in"] == "formData"]
-    if not fields:
-        return None
-    with_file = any(field.get("type") == "file" for field in fields)
-    media_types = [MULTIPART] if with_file else [media for media in consumes if media in (FORM, MULTIPART)] or [FORM]
+    for body in (parameter for parameter in parameters if parameter["in"] == "body"):
+        result = {key: body[key] for key in ("description", "required") if key in body}
+        content = {media: {"schema": _schema(body["schema"])}
+                   for media in consumes if not fields or media not in (FORM, MULTIPART)}
+    if fields:
+        form = _form(fields)
+        with_file = any(field.get("type") == "file" for field in fields)
+        suited = [media for media in consumes if media in (FORM, MULTIPART)]
+        media_types = [MULTIPART] if with_file else suited or [FORM]
+        content |= {media: {"schema": copy.deepcopy(form)} for media in media_types}
+        result.setdefault("required", "required" in form)
+    return {**result, "content": content} if content else None
+
+
+def _form(fields: list[Json]) -> Json:
     form: Json = {"type": "object", "properties": {field["name"]: _form_field(field) for field in fields}}
     if required := [field["name"] for field in fields if field.get("required")]:
         form["required"] = required
-    return {"required": bool(required), "content": {media: {"schema": copy.deepcopy(form)} for media in media_types}}
+    return form
 
 
 def _form_field(given: Json) -> Json:
