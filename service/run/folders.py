@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,10 @@ MODE = 0o700
 # the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
 MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._ +@=-]+")
+
+
+class InUse(StartError):
+    """Another process works on this data root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,7 @@ def open_folders(root: Path) -> Folders:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        raise StartError(f"the data root {root} cannot be used: {error.strerror or error}; "
-                         "choose another one with DATA_ROOT=") from None
+        raise _unusable(root, error) from None
     _check(folders)
     return Folders(root, _choose_sockets(folders))
 
@@ -113,30 +118,48 @@ def _remove_old(sockets: Path) -> None:
         pass
 
 
-def close_folders(folders: Folders) -> None:
-    """Take away what `open_folders` made outside of the data root."""
-    if folders.sockets != folders.run:
-        _remove_old(folders.sockets)
-        (folders.run / "sockets").unlink(missing_ok=True)
+def find_sockets(root: Path) -> Path:
+    """Where the sockets of the service are that runs on this data root."""
+    link = root / "run" / "sockets"
+    return link.readlink() if link.is_symlink() else root / "run"
 
 
-def lock(root: Path) -> int:
-    """Claim the data root for this process and return the open file that holds the claim; StartError if it is taken.
+@contextmanager
+def claimed(root: Path) -> Iterator[Folders]:
+    """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be."""
+    claim = _lock(root)
+    try:
+        folders = open_folders(root)
+        yield folders
+        if folders.sockets != folders.run:
+            _remove_old(folders.sockets)
+            (folders.run / "sockets").unlink(missing_ok=True)
+    finally:
+        os.close(claim)
 
-    The claim ends with the process, however that ends.
-    """
-    root.mkdir(mode=MODE, parents=True, exist_ok=True)
-    file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+def _lock(root: Path) -> int:
+    """An open file that holds the claim; the kernel gives it up when the process ends, however it ends."""
+    try:
+        root.mkdir(mode=MODE, parents=True, exist_ok=True)
+        file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(root, error) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(file, 20, 0).decode("ascii", "replace").strip()
         os.close(file)
-        raise StartError(f"the data root {root} is in use by another service (process {holder or 'unknown'}); "
-                         "choose another one with DATA_ROOT=") from None
+        raise InUse(f"the data root {root} is in use by another service (process {holder or 'unknown'}); "
+                    "choose another one with DATA_ROOT=") from None
     os.ftruncate(file, 0)
     os.pwrite(file, str(os.getpid()).encode(), 0)
     return file
+
+
+def _unusable(root: Path, error: OSError) -> StartError:
+    return StartError(f"the data root {root} cannot be used: {error.strerror or error}; "
+                      "choose another one with DATA_ROOT=")
 
 
 def check_port(host: str, port: int) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -107,36 +108,33 @@ def make_prefix(spool: Path) -> Path:
 
 
 def command(program: Path, prefix: Path, configuration: Path) -> list[str]:
-    """nginx in the foreground; it ends at SIGQUIT (when its requests are done) or SIGTERM (at once)."""
+    """nginx in the foreground; it ends at SIGQUIT (when its requests are done) or SIGTERM (at once).
+
+    It has to be started in its prefix, for `stop_leftovers` to find it.
+    """
     return [str(program), "-p", f"{prefix}/", "-c", str(configuration), "-e", "stderr"]
 
 
-def check_configuration(program: Path, prefix: Path, configuration: Path) -> None:
+def check_configuration(program: programs.Program, prefix: Path, configuration: Path) -> None:
     """StartError with what `nginx -t` has to say against it."""
-    processes.run([*command(program, prefix, configuration), "-t", "-q"])
+    processes.run([*command(program.path, prefix, configuration), "-t", "-q"],
+                  environment={**os.environ, **program.environment})
 
 
 def stop_leftovers(spool: Path) -> None:
-    """End every nginx that a killed supervisor left running, then remove the folders of all past starts.
+    """End every nginx of this data root that has lost its master or its supervisor, and remove their folders.
 
-    The master's death does not end its processes, and they would hold the port.  Nothing in those folders was ever
-    answered for, and no worker runs yet.
+    The master's death does not end its processes, and they would hold the port.  Bodies in those folders were never
+    answered for; one that a worker is about to claim belongs to a client whose connection is gone.
     """
     for prefix in spool.iterdir():
-        try:
-            master = int((prefix / "nginx.pid").read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            master = 0
-        if master and not processes.stop_all(_session_finder(master), STOP_STEPS):
-            raise StartError(f"an nginx that was left running (process {master}) does not end")
-        if prefix.is_dir() and not prefix.is_symlink():
-            shutil.rmtree(prefix, ignore_errors=True)
+        if prefix.is_symlink() or not prefix.is_dir():
+            continue
+        if not processes.stop_all(partial(processes.find_working_in, prefix, "nginx"), STOP_STEPS):
+            raise StartError(f"an nginx that was left running in {prefix} does not end")
+        shutil.rmtree(prefix, ignore_errors=True)
 
 
-def _session_finder(master: int) -> Callable[[], list[int]]:
-    return lambda: processes.find_in_session(master, "nginx")
-
-
-def find_or_install() -> programs.Program | None:
+def find_or_install(say: Callable[[str], None] = lambda line: None) -> programs.Program | None:
     """An nginx that runs on this machine, installed if need be; None if there is none to be had."""
-    return programs.find_or_install("nginx")
+    return programs.find_or_install("nginx", say=say)

@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -27,7 +28,6 @@ SUPERUSER = "postgres"
 DATABASE = "file_storage"
 MIN_SERVER_VERSION = 130000  # IS NFC NORMALIZED and gen_random_uuid() came with 13
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less the final NUL
-START_SECONDS = 30
 RECOVERY_SECONDS = 600
 STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))  # fast, immediate, gone
 
@@ -91,6 +91,12 @@ def _find_other_user(programs: Path) -> str:
                      f"postgres nor nobody can run {programs / 'postgres'}; start the service as an ordinary user")
 
 
+def address(sockets: Path, database: str = DATABASE) -> str:
+    """The address of a database of the server that has its socket in this folder, for asyncpg and psycopg alike."""
+    host = quote(os.fsencode(sockets), safe="")
+    return f"postgresql://{SUPERUSER}@/{quote(database)}?host={host}&port={SETTINGS['port']}"
+
+
 class EmbeddedPostgres:
     """One PostgreSQL cluster in a folder of ours, as a child of this process.
 
@@ -114,8 +120,7 @@ class EmbeddedPostgres:
 
     def dsn(self, database: str = DATABASE) -> str:
         """The address of a database, for asyncpg and psycopg alike."""
-        host = quote(os.fsencode(self.sockets), safe="")
-        return f"postgresql://{SUPERUSER}@/{quote(database)}?host={host}&port={SETTINGS['port']}"
+        return address(self.sockets, database)
 
     def command(self) -> list[str]:
         """The server itself, in the foreground; it logs to stderr and stops at SIGINT (fast shutdown)."""
@@ -198,40 +203,33 @@ class EmbeddedPostgres:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start the server, with a log beside its data folder, and wait until it takes connections."""
+        """Start the server, with a log beside its data folder, and wait until it takes connections.
+
+        After a crash that may be minutes.
+        """
         self.prepare()
         with self.log.open("ab") as log:
             self._process = processes.start(self.command(), on_parent_death=signal.SIGINT, identity=self.identity,
                                             stderr=log)
         try:
-            self.wait_until_ready(self._process.poll)
+            if not processes.wait_until(partial(self._is_up, self._process), RECOVERY_SECONDS):
+                raise StartError(f"PostgreSQL does not take connections; see {self.log}")
         except BaseException:
             self.stop()
             raise
 
-    def wait_until_ready(self, exit_code: Callable[[], int | None]) -> None:
-        """Return when the server takes connections; raise StartError if it ended or takes too long.
+    def takes_connections(self) -> bool:
+        """Whether it does now."""
+        try:
+            psycopg.connect(self.dsn("postgres"), connect_timeout=5).close()
+            return True
+        except psycopg.OperationalError:
+            return False
 
-        A crash recovery may take minutes and says so at each attempt; `exit_code` gives None while the server runs.
-        """
-        last = "no answer"
-
-        def is_ready() -> bool:
-            nonlocal last
-            if (code := exit_code()) is not None:
-                raise StartError(f"PostgreSQL ended with exit code {code}")
-            try:
-                psycopg.connect(self.dsn("postgres"), connect_timeout=5).close()
-                return True
-            except psycopg.OperationalError as error:
-                last = str(error).strip()
-                return False
-
-        if processes.wait_until(is_ready, START_SECONDS):
-            return
-        if "starting up" in last and processes.wait_until(is_ready, RECOVERY_SECONDS):
-            return
-        raise StartError(f"PostgreSQL does not take connections: {last}")
+    def _is_up(self, process: "subprocess.Popen[bytes]") -> bool:
+        if process.poll() is not None:
+            raise StartError(f"PostgreSQL ended with exit code {process.returncode}; see {self.log}")
+        return self.takes_connections()
 
     def ensure_database(self, database: str = DATABASE) -> None:
         """Create the database unless it exists."""

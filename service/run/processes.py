@@ -28,6 +28,11 @@ def launch_command(command: Sequence[str | Path], *, on_parent_death: signal.Sig
             *map(str, command)]
 
 
+def own_program() -> str:
+    """The name of the Python that runs this, as `find_working_in` takes it."""
+    return os.path.basename(os.readlink(PROC / "self" / "exe"))
+
+
 def run(command: Sequence[str | Path], *, identity: str = "same", timeout_seconds: float = 60,
         environment: Mapping[str, str] | None = None) -> str:
     """Run a short program to its end and return what it printed; raise StartError with its complaint if it fails."""
@@ -87,14 +92,24 @@ def find_working_in(folder: Path, program: str) -> list[int]:
     return [pid for pid in _all_pids() if works_there(pid) and _runs(pid, program)]
 
 
-def find_in_session(session: int, program: str) -> list[int]:
-    """The processes of `program` in the session that process `session` opened, itself included."""
-    def is_member(pid: int) -> bool:
+def listens(pid: int, port: int) -> bool:
+    """Whether the process listens on this TCP port."""
+    own = set()
+    for entry in (PROC / str(pid) / "fd").iterdir():
         try:
-            return os.getsid(pid) == session
+            own.add(os.readlink(entry))
         except OSError:
-            return False
-    return [pid for pid in _all_pids() if is_member(pid) and _runs(pid, program)]
+            pass
+    for table in ("tcp", "tcp6"):
+        try:
+            rows = [row.split() for row in (PROC / "net" / table).read_text(encoding="ascii").splitlines()[1:]]
+        except OSError:
+            continue
+        # the columns: proc_pid_net(5); state 0A is LISTEN
+        if any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in own
+               for row in rows):
+            return True
+    return False
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

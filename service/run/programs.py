@@ -18,8 +18,9 @@ from pathlib import Path
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LIBRARY_FOLDERS = ("usr/lib/*-linux-gnu*", "lib/*-linux-gnu*", "usr/lib", "lib")
 SECONDS = 300
-APT_OPTIONS: tuple[str, ...] = ("-q", "-y", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root",
-               "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
+APT_OPTIONS: tuple[str, ...] = (
+    "-q", "-y", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root",
+    "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
 
 
 class _Failed(Exception):

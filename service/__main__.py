@@ -1,0 +1,79 @@
+"""The commands: `python -m service run | serve | worker | migrate`.  The only place that ends the process."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from service.config import Config, ConfigError
+from service.run import database
+from service.run.migrate import MigrationError
+from service.run.processes import StartError
+from service.run.supervisor import Supervisor
+
+WRONG_SETTINGS = 2
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m service", description=f"Settings: environment, {Config.__doc__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="everything: PostgreSQL, the schema, workers, nginx")
+    commands.add_parser("serve", help="the workers, for a container; PostgreSQL and nginx run in others")
+    worker = commands.add_parser("worker", help="one worker")
+    worker.add_argument("--socket", type=Path, help="listen on this unix socket, behind nginx, instead of on PORT")
+    schema = commands.add_parser("migrate", help="bring the database to the schema of this version")
+    what = schema.add_mutually_exclusive_group()
+    what.add_argument("--rollback", type=int, metavar="N", help="take back the last N migrations and their data")
+    what.add_argument("--list", action="store_true", help="show which migrations are applied")
+    return parser.parse_args(arguments)
+
+
+def _run_worker(config: Config, socket: Path | None) -> None:
+    from service.app import run_worker  # the other commands start faster without it
+    _run(run_worker(config, unix_socket=socket))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop if it is there."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)
+
+
+def _dispatch(options: argparse.Namespace, config: Config) -> None:
+    if options.command == "worker":
+        _run_worker(config, options.socket)
+    elif options.command == "migrate":
+        for line in database.migrate(config, rollback=options.rollback, only_list=options.list):
+            print(line)
+    else:
+        asyncio.run(Supervisor(config, containers=options.command == "serve").run())
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out one command; the exit code."""
+    options = _parse(arguments)
+    if sys.flags.optimize:
+        print("run without -O: it switches checks off that keep requests from doing harm", file=sys.stderr)
+        return WRONG_SETTINGS
+    try:
+        _dispatch(options, Config.from_environment(os.environ))
+    except ConfigError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return WRONG_SETTINGS
+    except (StartError, MigrationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
