@@ -46,6 +46,9 @@ Keeps files of any kind in a tree of folders, for each account its own.
 
 Register, log in, and send the access token as `Authorization: Bearer <token>`. Every error is a problem (RFC 9457) with
 a stable `code`. Times are RFC 3339 in UTC, sizes are bytes, ids are UUIDs. `path` takes a path or an id.
+
+The web server in front of the service has a say in any request: 408 (too slow), 414 (address too long), 431 (head too
+large) and 504 (no answer in time) are problems as well. Each answer has its id in `X-Request-Id`.
 """
 
 _SECURITY_DEFINITIONS: Json = {
@@ -115,13 +118,16 @@ def operation(
     """Document a handler; its name is the operation's id.
 
     `returns`: status -> (schema, text), or a text for an answer without a body, or an Answer.  `errors`: statuses, or
-    status -> text; 500 is always among them, and 401 unless `public`.  `head`: a GET whose HEAD is worth a line of its
-    own.  `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.
+    status -> text that names the codes in backticks ("" for the usual one); implied are 500 and 503, 401 unless
+    `public`, 400 and 422 with input, 413 and 415 with a body.  `head`: a GET whose HEAD is worth a line of its own.
+    `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.
     """
     texts = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
-    if texts.get(422) == "" and query and "path" in query().fields:
+    if not texts.get(422) and query and "path" in query().fields:
         texts[422] = _PATH_PROBLEM
-    failures = problems(*texts, 500, *(() if public else (401,)), descriptions=texts)
+    implied = {500: True, 503: True, 401: not public, 400: query or headers or form or body or raw,
+               422: query or form or body, 413: form or body or raw, 415: form or body or raw}
+    failures = problems(*texts, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
     usual = {JSON: body, MULTIPART: form, BINARY: raw}
     extra: Json = {"x-head": True} if head else {}
     if description:
@@ -194,7 +200,7 @@ def _stand_in(described: Json) -> Handler:
 
 def _lay_over(components: Json) -> None:
     """Add to the components what marshmallow cannot say: docstrings and `Shape.json_schema`."""
-    for shape in _subclasses(schema.Shape):
+    for shape in _family(schema.Shape):
         if (component := components.get(shape.__name__)) is not None:
             component["description"] = inspect.getdoc(shape) or ""
             component |= shape.json_schema
@@ -204,7 +210,7 @@ def _lay_over(components: Json) -> None:
 
 def _add_problem_examples(document: Json) -> None:
     """Give each problem answer an example for each code that its description names."""
-    details = {error.code: error().detail for error in _subclasses(ServiceError)}
+    details = {kind.code: (inspect.getdoc(kind) or "").partition("\n")[0] for kind in _family(ServiceError)}
     examples = document["components"].setdefault("examples", {})
     for given in (given for item in document["paths"].values() for given in item.values()):
         for status, response in given["responses"].items():
@@ -222,7 +228,7 @@ def _problem_example(status: int, code: str, detail: str) -> Json:
     return example | ({"field": "path"} if status == HTTPStatus.UNPROCESSABLE_ENTITY else {})
 
 
-def _subclasses(base: type[T]) -> Iterator[type[T]]:
+def _family(base: type[T]) -> Iterator[type[T]]:
+    yield base
     for subclass in base.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
+        yield from _family(subclass)
