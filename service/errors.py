@@ -145,6 +145,16 @@ class UnsupportedMediaType(ServiceError):
     code = "unsupported_media_type"
 
 
+class RangeNotSatisfiable(ServiceError):
+    """The file has no such range."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, *, size_bytes: int) -> None:
+        super().__init__()
+        self.size_bytes = size_bytes
+
+
 class TooManyRequests(ServiceError):
     """Too many requests; wait as long as Retry-After says."""
 

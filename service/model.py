@@ -107,7 +107,7 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """A body whose bytes are complete and hashed, in the staging area, not yet durable."""
+    """A body that is complete, hashed and forced to the disk, but still in staging."""
 
     key: BlobKey
     size_bytes: int

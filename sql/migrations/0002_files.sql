@@ -44,6 +44,8 @@ CREATE TABLE files (
 );
 CREATE UNIQUE INDEX files_parent_id_name_key ON files (parent_id, name) WHERE deleted_at IS NULL;
 CREATE INDEX files_parent_id_idx ON files (parent_id);
+-- the folders below a folder, without reading its files
+CREATE INDEX files_parent_id_folders_idx ON files (parent_id) WHERE is_folder AND deleted_at IS NULL;
 
 -- What a file held and holds.  Versions never change; an overwrite adds one and moves head_id.
 CREATE TABLE versions (

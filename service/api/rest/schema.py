@@ -208,6 +208,14 @@ class PutHeaders(Shape):
                           "(RFC 9530, section 3)", _EXAMPLE_DIGEST)
 
 
+class DeleteHeaders(Shape):
+    """Conditions of a deletion."""
+
+    if_match = _header("If-Match", "Delete only if the file has one of these entity tags (RFC 9110, section 13.1.1)",
+                       _EXAMPLE_ETAG)
+    if_none_match = _header("If-None-Match", "Delete only if the file has none of these entity tags", _EXAMPLE_ETAG)
+
+
 class DownloadHeaders(Shape):
     """Ranges and conditions of a download."""
 

@@ -1,0 +1,312 @@
+"""Request bodies: the only reader of them.
+
+Behind nginx a body is a spooled file that this request has claimed; otherwise it comes through the connection.  A form
+is cut by the same parser in both cases.  Everything that touches bytes runs on the store's threads.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import orjson
+from aiohttp import web
+from multipart import (
+    MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header,
+)
+
+from service.api.keys import BEHIND_NGINX, CLAIM, DOMAIN
+from service.domain.content import Content
+from service.errors import (
+    BadRequest, DigestMismatch, IncompleteBody, InvalidField, MissingFile, SeveralFiles, TooLarge,
+    UnsupportedEncoding, UnsupportedMediaType,
+)
+from service.model import Staged
+from service.storage.base import Claim, Writer
+
+MAX_JSON_BYTES = 64 * 1024
+MAX_FIELD_BYTES = 16 * 1024
+MAX_PARTS = 32
+PIECE_BYTES = 2**20
+FORM = "multipart/form-data"
+
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_EXTENDED_FILENAME = re.compile(r"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s\"]*)")
+_DIGEST = re.compile(r"\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*")
+
+
+# --- what the head says ---
+
+def check_head(request: web.Request) -> None:
+    """Raise UnsupportedEncoding: a body is stored as it is, so it must come as it is."""
+    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedEncoding()
+
+
+def announced_bytes(request: web.Request) -> int | None:
+    """The length of the body as the client announced it; None if it did not (chunked)."""
+    behind_nginx = request.app[BEHIND_NGINX]
+    text = request.headers.get("X-Body-Length" if behind_nginx else "Content-Length", "")
+    if text == "":
+        chunked = request.headers.get("X-Body-Transfer-Encoding" if behind_nginx else "Transfer-Encoding")
+        return None if chunked else 0
+    if not _LENGTH.fullmatch(text):
+        raise BadRequest("Content-Length has to be a number.")
+    return int(text)
+
+
+def announced_sha256(request: web.Request) -> bytes | None:
+    """The digest that the client announced (RFC 9530, sections 2 and 3); other algorithms are ignored as it asks."""
+    found = None
+    for header in ("Content-Digest", "Repr-Digest"):
+        for member in ",".join(request.headers.getall(header, [])).split(","):
+            if member.partition("=")[0].strip().lower() != "sha-256":
+                continue
+            match = _DIGEST.fullmatch(member)
+            digest = _from_base64(match[1]) if match else None
+            if digest is None or len(digest) != 32 or found not in (None, digest):
+                raise BadRequest(f"{header} has to be sha-256=:<base64 of 32 bytes>:.")
+            found = digest
+    return found
+
+
+def _from_base64(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
+
+
+# --- small bodies ---
+
+async def read_json_or_form(request: web.Request) -> dict[str, object]:
+    """The fields of a small body: a JSON object, or a form (application/x-www-form-urlencoded)."""
+    check_head(request)
+    raw = await _read_small(request)
+    if request.content_type == "application/x-www-form-urlencoded":
+        return _parse_form(raw)
+    if request.content_type not in ("application/json", "application/octet-stream"):
+        raise UnsupportedMediaType("Send application/json or application/x-www-form-urlencoded.")
+    try:
+        data = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise InvalidField("The body has to be a JSON object.")
+    return data
+
+
+async def _read_small(request: web.Request) -> bytes:
+    pieces = bytearray()
+    async for piece in request.content.iter_any():
+        pieces += piece
+        if len(pieces) > MAX_JSON_BYTES:
+            raise TooLarge()
+    return bytes(pieces)
+
+
+def _parse_form(raw: bytes) -> dict[str, object]:
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS)
+    except ValueError:  # UnicodeDecodeError is one
+        raise BadRequest("The body is not a valid form.") from None
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise BadRequest("A field of the form is given twice.")
+    return dict(fields)
+
+
+# --- bodies of files ---
+
+async def invite(request: web.Request) -> None:
+    """Answer Expect: 100-continue (RFC 9110, section 10.1.1), once it is known that the body is wanted."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def claim_spooled(request: web.Request) -> Claim | None:
+    """Take the body that nginx spooled for this request.
+
+    Has to be called before the first await of the request: later the name might mean another body.
+    """
+    spooled = request.headers.get("X-File", "")
+    if not request.app[BEHIND_NGINX] or not spooled:
+        return None
+    return request.app[DOMAIN].content.claim(spooled, announced_bytes(request))
+
+
+async def stage_raw(request: web.Request) -> Staged:
+    """The whole body as a staged blob; raise DigestMismatch, IncompleteBody, TooLarge, StorageFull."""
+    content = request.app[DOMAIN].content
+    expected = announced_sha256(request)
+    claim = request.get(CLAIM)
+    staged = await (content.adopt(claim) if claim else _receive(request, content))
+    if expected is not None and staged.sha256 != expected:
+        content.release(staged.key)
+        raise DigestMismatch()
+    return staged
+
+
+async def _receive(request: web.Request, content: Content) -> Staged:
+    writer = await content.run(content.writer)
+    try:
+        async for piece in pieces_of(request):
+            await content.run(writer.write, piece)
+            content.check_size(writer.size_bytes)
+        return await content.run(writer.finish)
+    finally:
+        await content.run(writer.abort)
+
+
+async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
+    """The body in large pieces, so that a thread has something to do for each; raise IncompleteBody."""
+    pending: list[bytes] = []
+    size = 0
+    try:
+        async for piece in request.content.iter_any():
+            pending.append(piece)
+            size += len(piece)
+            if size >= PIECE_BYTES:
+                yield b"".join(pending)
+                pending.clear()
+                size = 0
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise IncompleteBody() from error
+    if pending:
+        yield b"".join(pending)
+
+
+@dataclass(slots=True, kw_only=True)
+class Form:
+    """What a form said: its text fields, and its one file."""
+
+    fields: dict[str, str]
+    filename: str
+    content_type: str
+    staged: Staged
+
+
+class _FormCutter:
+    """Takes a form (RFC 7578) piece by piece and writes the file in it to a blob; blocks."""
+
+    def __init__(self, content: Content, boundary: str) -> None:
+        self._content = content
+        try:
+            self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset="utf-8",
+                                               strict=True)
+        except MultipartError as error:
+            raise BadRequest(f"The form's boundary cannot be used: {error}.") from None
+        self._segment: MultipartSegment | None = None
+        self._text = bytearray()
+        self._writer: Writer | None = None
+        self._fields: dict[str, str] = {}
+        self._filename = ""
+        self._content_type = ""
+
+    def feed(self, piece: bytes | bytearray | memoryview) -> None:
+        """Take the next piece; raises BadRequest, InvalidField, SeveralFiles, TooLarge, StorageFull."""
+        try:
+            for event in self._parser.parse(piece):
+                if isinstance(event, MultipartSegment):
+                    self._begin(event)
+                elif event is None:
+                    self._end()
+                else:
+                    self._take(event)
+        except ParserLimitReached as error:
+            raise TooLarge(f"The form is too large: {error}.") from None
+        except MultipartError as error:
+            raise BadRequest(f"The form is malformed: {error}.") from None
+
+    def _begin(self, segment: MultipartSegment) -> None:
+        self._segment = segment
+        self._text.clear()
+        filename = _filename(segment)
+        if filename is None:
+            return
+        if self._writer is not None:
+            raise SeveralFiles(field=segment.name)
+        self._filename = filename
+        self._content_type = segment.header("Content-Type") or ""
+        self._writer = self._content.writer()
+
+    def _take(self, data: bytes | bytearray) -> None:
+        assert self._segment is not None
+        if self._writer is not None and _filename(self._segment) is not None:
+            self._writer.write(data)
+            self._content.check_size(self._writer.size_bytes)
+            return
+        self._text += data
+        if len(self._text) > MAX_FIELD_BYTES:
+            raise TooLarge(f"A text field may have at most {MAX_FIELD_BYTES} bytes.", field=self._segment.name)
+
+    def _end(self) -> None:
+        segment = self._segment
+        assert segment is not None
+        if _filename(segment) is not None:
+            return
+        name = segment.name or ""
+        if name in self._fields:
+            raise InvalidField("This field is given twice.", field=name)
+        try:
+            self._fields[name] = self._text.decode("utf-8", "strict")
+        except UnicodeDecodeError:
+            raise InvalidField("This field is not valid UTF-8.", field=name) from None
+
+    def finish(self) -> Form:
+        """The whole form, its file forced to the disk; raise IncompleteBody, MissingFile."""
+        try:
+            self._parser.close()
+        except MultipartError:
+            raise IncompleteBody("The form has no end.") from None
+        if self._writer is None:
+            raise MissingFile(field="file")
+        return Form(fields=self._fields, filename=self._filename, content_type=self._content_type,
+                    staged=self._writer.finish())
+
+    def abort(self) -> None:
+        """Throw away a file that was not finished."""
+        if self._writer is not None:
+            self._writer.abort()
+
+
+def _filename(segment: MultipartSegment) -> str | None:
+    """The filename of a part; None for a text field.
+
+    Some clients send only the extended form, `filename*=utf-8''...` (RFC 5987), which RFC 7578 forbids.
+    """
+    if segment.filename is not None:
+        return str(segment.filename)
+    match = _EXTENDED_FILENAME.search(segment.header("Content-Disposition") or "")
+    if match is None:
+        return None
+    try:
+        return unquote_to_bytes(match[1]).decode("utf-8", "strict")
+    except UnicodeDecodeError:
+        raise BadRequest("The filename is not valid UTF-8.") from None
+
+
+async def stage_form(request: web.Request) -> Form:
+    """The form of an upload, its file as a staged blob."""
+    content = request.app[DOMAIN].content
+    kind, options = parse_options_header(request.headers.get("Content-Type", ""))
+    if kind != FORM:
+        raise UnsupportedMediaType(f"Send {FORM}, or the plain bytes with PUT.")
+    cutter = _FormCutter(content, options.get("boundary", ""))
+    try:
+        if (claim := request.get(CLAIM)) is not None:
+            return await content.run(_cut_claim, content, claim, cutter)
+        async for piece in pieces_of(request):
+            await content.run(cutter.feed, piece)
+        return await content.run(cutter.finish)
+    finally:
+        await content.run(cutter.abort)
+
+
+def _cut_claim(content: Content, claim: Claim, cutter: _FormCutter) -> Form:
+    with content.open_claim(claim) as file:
+        while piece := file.read(PIECE_BYTES):
+            cutter.feed(piece)
+    return cutter.finish()

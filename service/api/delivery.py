@@ -1,0 +1,226 @@
+"""A decision to send bytes becomes a response: by nginx (X-Accel-Redirect), or by this process.
+
+The only file that knows that header.  nginx answers ranges and If-Range by itself, with the ETag that it is given; it
+cannot compare If-Match and If-Unmodified-Since with it, so a request with one of these is answered from here.
+"""
+
+import asyncio
+import os
+import re
+import secrets
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import BinaryIO
+from urllib.parse import quote
+
+from aiohttp import web
+
+from service.api.keys import BEHIND_NGINX, STORE
+from service.errors import ContentUnavailable, PreconditionFailed, RangeNotSatisfiable
+from service.model import Delivery
+
+MAX_RANGES = 8
+PIECE_BYTES = 2**18
+_LOCATION = re.compile(r"[0-9a-f]{2}/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
+_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+# safe to have a browser show or play them should it want to; everything else is plain bytes to it
+_KEPT_TYPES = frozenset({
+    "image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "video/mp4", "video/webm", "audio/mpeg",
+    "audio/ogg", "audio/mp4", "audio/wav", "application/pdf", "text/plain", "text/csv", "application/zip",
+    "application/gzip", "application/json",
+})
+
+Range = tuple[int, int]  # first byte, length
+
+
+async def respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
+    """Send a file: 200, 206, 304, 412 or 416 (RFC 9110, sections 13 and 14)."""
+    headers = _headers(delivery)
+    if not _may_send(request, delivery):
+        raise PreconditionFailed()
+    if _is_unchanged(request, delivery):
+        return web.Response(status=304, headers={name: headers[name] for name in _HEADERS_OF_304})
+    conditional = "If-Match" in request.headers or "If-Unmodified-Since" in request.headers
+    if request.app[BEHIND_NGINX] and not conditional:
+        location = request.app[STORE].locate(delivery.key)
+        assert _LOCATION.fullmatch(location)  # no text of a user ever gets into this header
+        headers["X-Accel-Redirect"] = f"/_blobs/{location}"
+        return web.Response(headers=headers)
+    return await _send(request, delivery, headers)
+
+
+# --- headers ---
+
+_HEADERS_OF_304 = ("ETag", "Last-Modified", "Cache-Control")  # RFC 9110, section 15.4.5
+
+
+def _headers(delivery: Delivery) -> dict[str, str]:
+    return {
+        "Content-Type": content_type(delivery.content_type),
+        "Content-Disposition": disposition(delivery.name),
+        "ETag": delivery.etag,
+        "Last-Modified": format_datetime(_whole_seconds(delivery.modified_at), usegmt=True),
+        "Repr-Digest": f"sha-256=:{b64encode(delivery.sha256).decode('ascii')}:",
+        "Cache-Control": "private, no-cache",
+        "Accept-Ranges": "bytes",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
+
+
+def content_type(stored: str) -> str:
+    """What a browser is told: never a type that can carry a script."""
+    kind = stored.partition(";")[0].strip().lower()
+    if kind not in _KEPT_TYPES:
+        return "application/octet-stream"
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+
+
+def disposition(name: str) -> str:
+    """attachment with the file's name, in ASCII and, where that is not all, in UTF-8 (RFC 6266, RFC 8187)."""
+    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in name)
+    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'
+
+
+def _whole_seconds(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
+# --- preconditions: RFC 9110, section 13.2.2 ---
+
+def entity_tags(request: web.Request, name: str) -> tuple[str, ...]:
+    """The entity tags of If-Match or If-None-Match as sent; `*` as itself."""
+    text = ",".join(request.headers.getall(name, []))
+    return ("*",) if text.strip() == "*" else tuple(_TAG.findall(text))
+
+
+def _date(request: web.Request, name: str) -> datetime | None:
+    """An HTTP date; one that is not valid counts as not there."""
+    try:
+        moment = parsedate_to_datetime(request.headers[name])
+    except (KeyError, ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _may_send(request: web.Request, delivery: Delivery) -> bool:
+    if "If-Match" in request.headers:
+        tags = entity_tags(request, "If-Match")
+        return "*" in tags or delivery.etag in tags
+    since = _date(request, "If-Unmodified-Since")
+    return since is None or _whole_seconds(delivery.modified_at) <= since
+
+
+def _is_unchanged(request: web.Request, delivery: Delivery) -> bool:
+    if "If-None-Match" in request.headers:
+        tags = entity_tags(request, "If-None-Match")
+        return "*" in tags or delivery.etag in (tag.removeprefix("W/") for tag in tags)  # weak comparison
+    since = _date(request, "If-Modified-Since")
+    return since is not None and _whole_seconds(delivery.modified_at) <= since
+
+
+# --- ranges: RFC 9110, section 14; as nginx does it, so that a client sees no difference ---
+
+def parse_range(text: str, size_bytes: int) -> list[Range] | None:
+    """The ranges to send; [] if none can be, None if the header is to be ignored."""
+    unit, _, specs = text.partition("=")
+    if unit.strip().lower() != "bytes" or not specs:
+        return None
+    ranges: list[Range] = []
+    members = specs.split(",")
+    for member in members:
+        match = _RANGE.fullmatch(member.strip())
+        if match is None or (match[1] == "" and match[2] == ""):
+            return None
+        if match[1] == "":
+            length = min(int(match[2]), size_bytes)
+            first = size_bytes - length
+        else:
+            first = int(match[1])
+            last = int(match[2]) if match[2] else size_bytes - 1
+            if match[2] and last < first:
+                return None
+            length = min(last, size_bytes - 1) - first + 1
+        if length > 0 and first < size_bytes:
+            ranges.append((first, length))
+    # many or overlapping ranges make a small request a large answer
+    if len(members) > MAX_RANGES or sum(length for _, length in ranges) > size_bytes:
+        return None
+    return ranges
+
+
+def _wanted_ranges(request: web.Request, delivery: Delivery) -> list[Range] | None:
+    text = request.headers.get("Range")
+    if text is None or request.method != "GET":
+        return None
+    if_range = request.headers.get("If-Range")
+    if if_range is not None and if_range.strip() != delivery.etag:
+        if _date(request, "If-Range") != _whole_seconds(delivery.modified_at):
+            return None
+    return parse_range(text, delivery.size_bytes)
+
+
+# --- sending from this process ---
+
+async def _send(request: web.Request, delivery: Delivery, headers: dict[str, str]) -> web.StreamResponse:
+    ranges = _wanted_ranges(request, delivery)
+    if ranges == []:
+        raise RangeNotSatisfiable(size_bytes=delivery.size_bytes)
+    status, parts = _lay_out(delivery, ranges, headers)
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
+    loop = asyncio.get_running_loop()
+    try:
+        file = await loop.run_in_executor(None, request.app[STORE].path(delivery.key).open, "rb", 0)
+    except OSError as error:
+        raise ContentUnavailable() from error
+    try:
+        await response.prepare(request)
+        if request.method != "HEAD":
+            for part in parts:
+                await _write_part(response, file, part)
+        await response.write_eof()
+    finally:
+        file.close()
+    return response
+
+
+def _lay_out(delivery: Delivery, ranges: Sequence[Range] | None,
+             headers: dict[str, str]) -> tuple[int, list[bytes | Range]]:
+    """The status, and the body as framing and ranges of the file; completes the headers."""
+    if ranges is None:
+        return 200, [(0, delivery.size_bytes)]
+    if len(ranges) == 1:
+        headers["Content-Range"] = _content_range(ranges[0], delivery.size_bytes)
+        return 206, [ranges[0]]
+    boundary = secrets.token_hex(16)
+    parts: list[bytes | Range] = []
+    for piece in ranges:
+        parts += [f"\r\n--{boundary}\r\nContent-Type: {headers['Content-Type']}\r\nContent-Range: "
+                  f"{_content_range(piece, delivery.size_bytes)}\r\n\r\n".encode("ascii"), piece]
+    headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+    return 206, [*parts, f"\r\n--{boundary}--\r\n".encode("ascii")]
+
+
+def _content_range(piece: Range, size_bytes: int) -> str:
+    return f"bytes {piece[0]}-{piece[0] + piece[1] - 1}/{size_bytes}"
+
+
+async def _write_part(response: web.StreamResponse, file: BinaryIO, part: bytes | Range) -> None:
+    if isinstance(part, bytes):
+        await response.write(part)
+        return
+    offset, left = part
+    loop = asyncio.get_running_loop()
+    while left:
+        piece = await loop.run_in_executor(None, os.pread, file.fileno(), min(left, PIECE_BYTES), offset)
+        if not piece:
+            raise ConnectionResetError("the blob is shorter than its row says")
+        await response.write(piece)
+        offset += len(piece)
+        left -= len(piece)

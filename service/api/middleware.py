@@ -1,0 +1,80 @@
+"""Around every handler, outermost first: `observe` (body, id, log, errors), then `identify`."""
+
+import time
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from service import errors
+from service.api import body
+from service.api.auth import authenticate
+from service.api.errors import from_aiohttp, render
+from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Trace
+from service.api.routes import PUBLIC_HANDLERS
+from service.model import new_uuid
+
+log = structlog.get_logger()
+
+QUIET = frozenset({"live", "ready", "ask_preflight", "docs_asset"})  # many, and nobody's action
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """One log line for each request, one shape for each error; a spooled body is taken first and always let go."""
+    begin = time.perf_counter()
+    failure: Exception | None = None
+    try:
+        claim = body.claim_spooled(request)  # before the first await
+    except (errors.ServiceError, OSError) as error:
+        claim, failure = None, error
+    request_id = request.headers.get("X-Request-Id", "") if request.app[BEHIND_NGINX] else ""
+    trace = request[TRACE] = Trace(request_id=request_id or new_uuid().hex)
+    if claim is not None:
+        request[CLAIM] = claim
+    try:
+        if failure is not None:
+            raise failure
+        response = await handler(request)
+    except Exception as error:
+        if request.transport is None or request.transport.is_closing():
+            trace.fields["client_gone"] = True
+        response = _render(error, trace)
+    finally:
+        if claim is not None:
+            request.app[DOMAIN].content.release(claim.key)
+    if not response.prepared:
+        response.headers["X-Request-Id"] = trace.request_id
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    _log(request, response, trace, time.perf_counter() - begin)
+    return response
+
+
+def _render(error: Exception, trace: Trace) -> web.Response:
+    headers: dict[str, str] = {}
+    if isinstance(error, web.HTTPException):
+        error, headers = from_aiohttp(error)
+    elif not isinstance(error, errors.ServiceError):
+        log.error("request.failed", request_id=trace.request_id, exc_info=error)
+        error = errors.ServiceError("The service made a mistake; it has been logged under this request's id.")
+    assert isinstance(error, errors.ServiceError)
+    trace.fields["code"] = error.code
+    if error.field:
+        trace.fields["field"] = error.field
+    return render(error, trace.request_id, headers=headers)
+
+
+def _log(request: web.Request, response: web.StreamResponse, trace: Trace, seconds: float) -> None:
+    action = getattr(request.match_info.handler, "__name__", "unknown")
+    caller = request.get(CALLER)
+    write = log.warning if response.status >= 500 else log.debug if action in QUIET else log.info
+    write(action, method=request.method, status=response.status, duration_ms=round(seconds * 1000, 2),
+          user=str(caller.user_id) if caller else None, request_id=trace.request_id, **trace.fields)
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Who is it?  Every handler needs an account, but those that the table of routes has as public."""
+    if request.match_info.http_exception is None and request.match_info.handler not in PUBLIC_HANDLERS:
+        request[CALLER] = await authenticate(request)
+    return await handler(request)

@@ -1,0 +1,216 @@
+"""/file: upload, list, download, look, delete, usage."""
+
+import mimetypes
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from service import names
+from service.api import body, delivery
+from service.api.auth import caller
+from service.api.keys import BEHIND_NGINX, DOMAIN, TRACE
+from service.api.rest import schema
+from service.api.rest.answers import answer
+from service.api.rest.openapi import ANY, MULTIPART, Answer, operation
+from service.api.rest.params import conditions_of, parse_place, place_of, query_of, read_query
+from service.domain.content import Place, Stored, Target
+from service.errors import InvalidField
+from service.model import Caller, Folder, Staged
+
+FORM_FRAME_BYTES = 64 * 1024  # what the parts of a form may add to its file; only a first look depends on it
+_LIST_BEGIN, _LIST_END = b'{"files":[', b"]}"
+
+_CHANGED = {"ETag": "Entity tag of the new version"}
+
+
+# --- upload ---
+
+async def admit_upload(request: web.Request, who: Caller, method: str, address: str) -> None:
+    """Refuse an upload before its first byte; called with the method and address that the client used."""
+    body.check_head(request)
+    announced = body.announced_bytes(request)
+    text = read_query(address).get("path")
+    if method == "PUT":
+        if not text:
+            raise InvalidField("This parameter is needed.", field="path")
+        body.announced_sha256(request)
+        conditions_of(request)
+    elif announced is not None:
+        announced = max(0, announced - FORM_FRAME_BYTES)
+    place: Place | None = parse_place(text) if text else None
+    # the place of a form's file is known only with the form
+    await request.app[DOMAIN].content.admit(who, announced, place if method == "PUT" else None)
+
+
+async def _admit(request: web.Request) -> None:
+    # behind nginx this was asked before nginx took the body
+    if not request.app[BEHIND_NGINX]:
+        await admit_upload(request, caller(request), request.method, request.raw_path)
+        await body.invite(request)
+
+
+def parse_target(path: str | None, own_name: str | None) -> Target:
+    """Where an upload goes; `own_name` is for when `path` turns out to be a folder's; raise InvalidPath."""
+    path = path or "/"
+    return Target(place=parse_place(path), in_folder=path.endswith("/"),
+                  own_name=None if own_name is None else names.check_name(own_name))
+
+
+@asynccontextmanager
+async def _used_up(request: web.Request, staged: Staged) -> AsyncIterator[None]:
+    """Whatever happens, nothing stays in staging; after a placement there is nothing there any more."""
+    content = request.app[DOMAIN].content
+    try:
+        yield
+    finally:
+        await content.run(content.release, staged.key)
+
+
+async def _store(request: web.Request, target: Target, staged: Staged, content_type: str) -> web.Response:
+    stored = await request.app[DOMAIN].content.store(
+        caller(request), target, staged, content_type=content_type, conditions=conditions_of(request))
+    request[TRACE].fields |= {"path": stored.file.path, "size": stored.file.size_bytes}
+    return _stored(stored)
+
+
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:\s*;[\x20-\x7e]*)?")
+_UNKNOWN = "application/octet-stream"
+
+
+def media_type(declared: str, name: str) -> str:
+    """The media type to keep: what the client says, or what the name's ending says if it does not know itself."""
+    declared = declared.strip()
+    if len(declared) <= 255 and _MEDIA_TYPE.fullmatch(declared):
+        kind = declared.partition(";")[0].strip().lower()
+        # curl says this one of whatever it sends with --data-binary
+        if kind not in (_UNKNOWN, "application/x-www-form-urlencoded"):
+            return declared
+    return mimetypes.guess_type(name, strict=False)[0] or _UNKNOWN
+
+
+def _stored(stored: Stored) -> web.Response:
+    return answer(schema.file_json(stored.file), status=201 if stored.is_new else 200,
+                  headers={"ETag": stored.file.etag})
+
+
+@operation("Upload a form", tag="file", query=schema.UploadQuery, form=schema.UploadForm, headers=schema.PutHeaders,
+           consumes=(MULTIPART,),
+           description="One file in a form. The file at the path is replaced, missing folders are made. More than one "
+                       "file in a form is refused as a whole (`several_files`). Fields of the form win over parameters "
+                       "of the address.",
+           returns={201: Answer(schema=schema.File, description="A new file", headers=_CHANGED),
+                    200: Answer(schema=schema.File, description="The file was replaced", headers=_CHANGED)},
+           errors=(400, 404, 409, 412, 413, 415, 422, 503, 507))
+async def upload_form(request: web.Request) -> web.StreamResponse:
+    """Store the file of a form."""
+    await _admit(request)
+    form = await body.stage_form(request)
+    async with _used_up(request, form.staged):
+        path, name = _where(query_of(request), form.fields)
+        request[TRACE].fields["path"] = path
+        target = parse_target(path, name or _base_name(form.filename) or None)
+        return await _store(request, target, form.staged, media_type(form.content_type, form.filename))
+
+
+def _where(query: Mapping[str, str], fields: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Path and name; a text field `file` is the path, as the assignment words it."""
+    if "path" in fields and "file" in fields and fields["path"] != fields["file"]:
+        raise InvalidField("Give the path as `path` or as `file`, not two of them.", field="path")
+    return (fields.get("path") or fields.get("file") or query.get("path"),
+            fields.get("name") or query.get("name") or None)
+
+
+def _base_name(filename: str) -> str:
+    """Clients may send a path of their own machine; only its last name counts."""
+    return filename.rpartition("/")[2]
+
+
+@operation("Upload bytes", tag="file", query=schema.PutQuery, headers=schema.PutHeaders,
+           raw="The content of the file, as it is", consumes=(ANY,),
+           description="As `curl -T` sends it. The file at the path is replaced, missing folders are made.",
+           returns={201: Answer(schema=schema.File, description="A new file", headers=_CHANGED),
+                    200: Answer(schema=schema.File, description="The file was replaced", headers=_CHANGED)},
+           errors=(400, 404, 409, 412, 413, 415, 422, 503, 507))
+async def upload_bytes(request: web.Request) -> web.StreamResponse:
+    """Store the body."""
+    place = place_of(request)
+    await _admit(request)
+    in_folder = query_of(request)["path"].endswith("/")
+    name = place[-1] if isinstance(place, tuple) and place else ""
+    staged = await body.stage_raw(request)
+    async with _used_up(request, staged):
+        return await _store(request, Target(place=place, in_folder=in_folder), staged,
+                            media_type(request.headers.get("Content-Type", ""), name))
+
+
+# --- look ---
+
+@operation("List all files", tag="file", returns={200: (schema.FileList, "All files, in the order of their paths")},
+           errors=(503,))
+async def list_files(request: web.Request) -> web.StreamResponse:
+    """Every file of the caller, streamed."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8",
+                                           "Cache-Control": "no-store"})
+    response.headers["X-Request-Id"] = request[TRACE].request_id
+    pending = b""  # what comes before the next line; nothing is sent before PostgreSQL has answered
+
+    async def write(lines: bytes) -> None:
+        nonlocal pending
+        if not response.prepared:
+            await response.prepare(request)
+            pending = _LIST_BEGIN
+        # JSON has no raw line feeds, so each one ends a file; the last comma waits for what comes after it
+        await response.write(pending + lines[:-1].replace(b"\n", b","))
+        pending = b","
+
+    await request.app[DOMAIN].files.write_list(caller(request), write)
+    if not response.prepared:
+        await response.prepare(request)
+        pending = b""
+        await response.write(_LIST_BEGIN)
+    await response.write(_LIST_END)
+    await response.write_eof()
+    return response
+
+
+@operation("Look at a file or folder", tag="file", query=schema.PathQuery,
+           returns={200: (schema.FileOrFolder, "The file or folder")}, errors=(400, 404, 422, 503))
+async def show_file(request: web.Request) -> web.StreamResponse:
+    """What there is at the place."""
+    found = await request.app[DOMAIN].files.info(caller(request), place_of(request))
+    if isinstance(found, Folder):
+        return answer(schema.folder_json(found))
+    return answer(schema.file_json(found), headers={"ETag": found.etag})
+
+
+@operation("What the account holds", tag="file", returns={200: (schema.Usage, "Bytes, and the number of files")},
+           errors=(503,))
+async def show_usage(request: web.Request) -> web.StreamResponse:
+    """What the caller's files take."""
+    return answer(schema.usage_json(await request.app[DOMAIN].files.usage(caller(request))))
+
+
+# --- download, delete ---
+
+@operation("Download", tag="file", head=True, query=schema.PathQuery, headers=schema.DownloadHeaders,
+           returns={200: Answer(description="The content", media=(ANY,), headers={
+                        "ETag": "Entity tag of the version", "Repr-Digest": "SHA-256 of the file (RFC 9530)",
+                        "Content-Disposition": "`attachment`, with the name of the file"}),
+                    206: Answer(description="The parts that were asked for", media=(ANY,)),
+                    304: "The file has not changed"},
+           errors=(400, 404, 409, 412, 416, 422, 503))
+async def download_file(request: web.Request) -> web.StreamResponse:
+    """Send a file."""
+    return await delivery.respond(request, await request.app[DOMAIN].content.deliver(caller(request),
+                                                                                     place_of(request)))
+
+
+@operation("Delete", tag="file", query=schema.PathQuery, headers=schema.DeleteHeaders,
+           description="A file, or a folder with all that is in it; for good.",
+           returns={204: "It is gone"}, errors=(400, 404, 409, 412, 422, 503))
+async def delete_file(request: web.Request) -> web.StreamResponse:
+    """Delete for good."""
+    await request.app[DOMAIN].files.delete(caller(request), place_of(request), conditions_of(request))
+    return web.Response(status=204)

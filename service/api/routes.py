@@ -1,0 +1,61 @@
+"""THE table: every address, its method, its handler, and whether it works without an account."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from aiohttp import web
+
+from service.api.rest import accounts, docs, files, health, preflight
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Route(NamedTuple):
+    """A line of the table."""
+
+    method: str
+    path: str
+    handler: Handler
+    is_public: bool = False
+
+
+PUBLIC = True
+
+ROUTES = (
+    Route("GET", "/ping/all", health.ping_all, PUBLIC),
+    Route("GET", "/livez", health.live, PUBLIC),
+    Route("GET", "/readyz", health.ready, PUBLIC),
+    Route("POST", "/auth/register", accounts.register, PUBLIC),
+    Route("POST", "/auth/jwt/login", accounts.log_in, PUBLIC),
+    Route("POST", "/auth/jwt/refresh", accounts.refresh, PUBLIC),
+    Route("POST", "/auth/jwt/logout", accounts.log_out),
+    Route("GET", "/auth/me", accounts.show_me),
+    Route("POST", "/file", files.upload_form),
+    Route("PUT", "/file", files.upload_bytes),
+    Route("DELETE", "/file", files.delete_file),
+    Route("GET", "/file/list", files.list_files),
+    Route("GET", "/file/info", files.show_file),
+    Route("GET", "/file/download", files.download_file),
+    Route("GET", "/file/download/", files.download_file),
+    Route("GET", "/file/usage_memory", files.show_usage),
+    Route("GET", "/docs", docs.show_docs, PUBLIC),
+    Route("GET", "/docs/{name}", docs.docs_asset, PUBLIC),
+    Route("GET", "/openapi.json", docs.show_openapi, PUBLIC),
+    # asks for the account by itself, so that a refusal gets the shape that nginx needs
+    Route("GET", "/_preflight", preflight.ask_preflight, PUBLIC),
+)
+
+PUBLIC_HANDLERS = frozenset(route.handler for route in ROUTES if route.is_public)
+
+
+async def _expect_nothing(request: web.Request) -> None:
+    """Expect: 100-continue is answered by `body.invite`, after the upload was admitted."""
+
+
+def add_routes(app: web.Application) -> None:
+    """Give the application its routes; a GET answers HEAD too."""
+    for route in ROUTES:
+        if route.method == "GET":
+            app.router.add_get(route.path, route.handler, expect_handler=_expect_nothing)
+        else:
+            app.router.add_route(route.method, route.path, route.handler, expect_handler=_expect_nothing)

@@ -1,0 +1,139 @@
+"""The composition root: what the service is made of, and one worker of it."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import orjson
+import structlog
+from aiohttp import web
+
+from service.api.keys import BEHIND_NGINX, DOMAIN, STORE, Domain
+from service.api.middleware import identify, observe
+from service.api.rest.docs import documentation
+from service.api.routes import add_routes
+from service.cache.base import Cache
+from service.cache.local import LocalCache
+from service.cache.redis import RedisCache
+from service.config import Config
+from service.db.instance import get_epoch
+from service.db.pool import Database
+from service.domain import accounts, content
+from service.domain.files import Files
+from service.domain.health import HealthChecks
+from service.domain.housekeeping import Housekeeping
+from service.security.passwords import Passwords
+from service.security.tokens import AccessTokens, read_or_create_secret
+from service.storage.local import LocalStore
+
+DRAIN_SECONDS = 30.0
+# longer than nginx keeps its connections to us, so that it is never we who close one under its request
+KEEPALIVE_SECONDS = 75.0
+SWEEP_SECONDS = 600.0
+
+
+def build(config: Config, *, behind_nginx: bool) -> web.Application:
+    """The application; what it needs is opened at its start-up and closed at its end."""
+    app = web.Application(middlewares=[observe, identify])
+    app[BEHIND_NGINX] = behind_nginx
+    add_routes(app)
+    app.cleanup_ctx.append(documentation)
+    app.cleanup_ctx.append(_domain(config))
+    return app
+
+
+def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        assert config.database_url is not None  # the supervisor has put in that of the embedded one
+        database = await Database.open(config.database_url.get_secret_value(), size=config.database_pool_size)
+        store = app[STORE] = LocalStore(config.data_root)
+        async with database.connection() as conn:
+            store.open(await get_epoch(conn))
+        cache: Cache = RedisCache(config.redis_url.get_secret_value()) if config.redis_url else LocalCache()
+        passwords = Passwords(config.bcrypt_cost)
+        secret = (config.jwt_secret.get_secret_value() if config.jwt_secret
+                  else read_or_create_secret(config.data_root / "jwt_secret"))
+        app[DOMAIN] = Domain(
+            accounts=accounts.Accounts(
+                database, cache, passwords, AccessTokens(secret, config.access_token_ttl),
+                accounts.Limits(login_attempts_per_minute=config.login_attempts_per_minute,
+                                requests_per_minute=config.requests_per_minute, quota_bytes=config.quota,
+                                session_ttl_seconds=config.session_ttl,
+                                access_token_ttl_seconds=config.access_token_ttl)),
+            content=content.Content(database, store, content.Limits(
+                max_upload_bytes=config.max_upload_size, min_free_bytes=config.min_free_space)),
+            files=Files(database), health=HealthChecks(database, cache, store))
+        sweeping = asyncio.create_task(_sweep(Housekeeping(database, store)))
+        yield
+        sweeping.cancel()
+        await app[DOMAIN].content.drain()
+        passwords.close()
+        await cache.close()
+        await database.close()
+        store.close()
+
+    return context
+
+
+async def _sweep(housekeeping: Housekeeping) -> None:
+    log = structlog.get_logger()
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await housekeeping.sweep()
+        except Exception as error:  # whatever it was: the next round tries again, and the log has it
+            log.error("sweep.failed", exc_info=error)
+
+
+def configure_logs(level: str) -> None:
+    """Log lines are JSON objects on standard error."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"),
+                    structlog.processors.format_exc_info, structlog.processors.JSONRenderer(orjson.dumps)],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer), cache_logger_on_first_use=True)
+    # what libraries have to say
+    formatter = structlog.stdlib.ProcessorFormatter(processors=[
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"), structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer()])
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+async def run_worker(config: Config, *, unix_socket: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT, then let what is under way end.
+
+    With a `unix_socket` nginx is in front of it; without, the worker serves the public address by itself.
+    """
+    configure_logs(config.log_level)
+    runner = web.AppRunner(build(config, behind_nginx=unix_socket is not None), access_log=None,
+                           keepalive_timeout=KEEPALIVE_SECONDS, auto_decompress=False, read_bufsize=2**18,
+                           max_line_size=32768, max_field_size=16384, shutdown_timeout=DRAIN_SECONDS)
+    await runner.setup()
+    try:
+        await _listen(runner, config, unix_socket)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, config: Config, unix_socket: Path | None) -> None:
+    if unix_socket is None:
+        await web.TCPSite(runner, config.host, config.port, reuse_port=True).start()
+        return
+    unix_socket.unlink(missing_ok=True)
+    mask = os.umask(0o177)  # only for our own uid, from the first moment
+    try:
+        await web.UnixSite(runner, unix_socket, backlog=1024).start()
+    finally:
+        os.umask(mask)

@@ -1,0 +1,68 @@
+"""Blobs: one row for each file of bytes under the data root."""
+
+import asyncpg
+
+from service.db.pool import Connection
+from service.errors import Unavailable
+from service.model import BlobKey, Staged
+
+INSERT_BLOB = """
+-- bytes that are placed and durable
+INSERT INTO blobs (id, size_bytes, sha256) VALUES ($1, $2, $3)
+"""
+
+
+async def insert_blob(conn: Connection, staged: Staged) -> None:
+    """Name a placed blob; raise Unavailable if it was taken for garbage and fenced in the meantime."""
+    try:
+        await conn.execute(INSERT_BLOB, staged.key, staged.size_bytes, staged.sha256)
+    except asyncpg.UniqueViolationError as error:
+        raise Unavailable("The upload took too long; send it again.", retry_after_seconds=1) from error
+
+
+RELEASE_BLOBS = """
+-- mark what no version refers to any more; its bytes are removed later, behind the fence
+UPDATE blobs SET unref_since = now()
+WHERE id = ANY($1::uuid[]) AND NOT EXISTS (SELECT FROM versions WHERE versions.blob_id = blobs.id)
+"""
+
+
+async def release_blobs(conn: Connection, keys: list[BlobKey]) -> None:
+    """Let go of blobs whose versions were deleted in this transaction."""
+    await conn.execute(RELEASE_BLOBS, keys)
+
+
+FENCE_UNREFERENCED = """
+-- after this commits no version can refer to them: the foreign key of versions refuses
+UPDATE blobs SET referable = false, fenced_at = now()
+WHERE id IN (SELECT id FROM blobs WHERE referable AND unref_since < now() - make_interval(secs => $1)
+             ORDER BY unref_since LIMIT $2 FOR UPDATE SKIP LOCKED)
+  AND NOT EXISTS (SELECT FROM versions WHERE versions.blob_id = blobs.id)
+"""
+
+
+async def fence_unreferenced(conn: Connection, *, grace_seconds: float, limit: int) -> int:
+    """Fence blobs that nothing has referred to for the grace time; how many."""
+    return int((await conn.execute(FENCE_UNREFERENCED, grace_seconds, limit)).rsplit(" ", 1)[1])
+
+
+LIST_FENCED = """
+-- what may be removed from the disk
+SELECT id, size_bytes FROM blobs WHERE NOT referable ORDER BY fenced_at LIMIT $1
+"""
+
+
+async def list_fenced(conn: Connection, *, limit: int) -> list[tuple[BlobKey, int]]:
+    """Keys and sizes of fenced blobs."""
+    return [(BlobKey(row["id"]), row["size_bytes"]) for row in await conn.fetch(LIST_FENCED, limit)]
+
+
+DELETE_FENCED = """
+-- their bytes are gone
+DELETE FROM blobs WHERE id = ANY($1::uuid[]) AND NOT referable
+"""
+
+
+async def delete_fenced(conn: Connection, keys: list[BlobKey]) -> None:
+    """Forget fenced blobs whose bytes were removed."""
+    await conn.execute(DELETE_FENCED, keys)

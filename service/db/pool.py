@@ -1,0 +1,83 @@
+"""Connections to PostgreSQL and transactions; what it means when they fail."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import asyncpg
+import asyncpg.pool
+
+from service.errors import Unavailable
+
+Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+T = TypeVar("T")
+
+ACQUIRE_SECONDS = 4.0
+STATEMENT_SECONDS = 30.0
+_MAX_TRIES = 3
+# what the outcome of a statement tells about the server, not about the statement
+_LOST = (
+    asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
+    asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.DiskFullError, asyncpg.OutOfMemoryError, asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError, ConnectionError, TimeoutError, OSError,
+)
+_RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+
+
+class Database:
+    """A pool of connections.
+
+    Everything that means "cannot be reached now" is raised as Unavailable; after a failed commit the outcome is not
+    known, so a caller must not undo what a committed transaction would need.
+    """
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, dsn: str, *, size: int) -> "Database":
+        """Connect; raise Unavailable if there is no server."""
+        try:
+            pool = await asyncpg.create_pool(
+                dsn, min_size=1, max_size=size, timeout=ACQUIRE_SECONDS, command_timeout=STATEMENT_SECONDS,
+                server_settings={
+                    "application_name": "file-storage", "timezone": "UTC", "synchronous_commit": "on",
+                    "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s", "jit": "off"})
+        except _LOST as error:
+            raise Unavailable("The database cannot be reached.", retry_after_seconds=2) from error
+        return cls(pool)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Borrow a connection, for statements that each stand alone."""
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+                yield connection
+        except _LOST as error:
+            raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
+
+    async def in_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim."""
+        for tries_left in reversed(range(_MAX_TRIES)):
+            try:
+                async with self.connection() as connection, connection.transaction():
+                    return await work(connection)
+            except _RETRIED as error:
+                if not tries_left:
+                    raise Unavailable("Too many changes at once; try again.", retry_after_seconds=1) from error
+        raise AssertionError("unreachable")
+
+    async def ping(self) -> None:
+        """Ask the server for a trifle; raise Unavailable."""
+        async with self.connection() as connection:
+            await connection.fetchval("SELECT 1")
+
+    async def close(self) -> None:
+        """Give the connections back; at most ten seconds are waited for those in use."""
+        try:
+            await asyncio.wait_for(self._pool.close(), 10)
+        except TimeoutError:
+            self._pool.terminate()

@@ -1,0 +1,280 @@
+"""The only two doors for bytes: `store` and `deliver`.
+
+A body goes spooled -> claimed -> hashed and synced -> placed -> committed -> answered.  A crash before the commit
+leaves garbage at most, a crash after it leaves the file.  No database connection is held while a client sends.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO, ParamSpec, TypeVar
+
+from service import names
+from service.db import blobs, files, users, versions
+from service.db.pool import Connection, Database
+from service.errors import (
+    InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull,
+    TooLarge,
+)
+from service.model import (
+    BlobKey, Caller, Conditions, Delivery, File, FileId, Folder, Staged, UserId, VersionId, new_uuid,
+)
+from service.storage.base import BlobStore, Claim, Writer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Place = tuple[str, ...] | FileId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where an upload goes.
+
+    `place`: a path or an id.  `in_folder`: the place has to be a folder (it ended in a slash).  `own_name`: the name
+    for a file that goes into a folder; None if the upload has none.
+    """
+
+    place: Place
+    in_folder: bool = False
+    own_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What an upload came to."""
+
+    file: File
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What uploads may take: bytes of one file, and of the disk's free space never to be touched."""
+
+    max_upload_bytes: int
+    min_free_bytes: int
+
+
+class Content:
+    """Bytes in, bytes out."""
+
+    def __init__(self, database: Database, store: BlobStore, limits: Limits) -> None:
+        self._database = database
+        self._store = store
+        self._limits = limits
+        self._commits: set[asyncio.Task[Stored]] = set()
+
+    # --- before and while bytes come in ---
+
+    async def admit(self, caller: Caller, size_bytes: int | None, place: Place | None) -> None:
+        """Refuse an upload before its first byte; None is what is not known yet.
+
+        A first look only: the quota is decided by the transaction.  Raises TooLarge, QuotaExceeded, StorageFull.
+        """
+        size = size_bytes or 0
+        self.check_size(size)
+        if self._store.free_bytes() - size < self._limits.min_free_bytes:
+            raise StorageFull()
+        async with self._database.connection() as conn:
+            usage = await users.get_usage(conn, caller.user_id)
+            if usage.available_bytes is None or size <= usage.available_bytes:
+                return
+            # what this upload replaces makes room for it; if that is not known, it may be anything
+            freed = usage.files_bytes if place is None else await _size_at(conn, caller.user_id, place)
+        if size > usage.available_bytes + freed:
+            raise QuotaExceeded()
+
+    def check_size(self, size_bytes: int) -> None:
+        """Raise TooLarge for more than one file may have."""
+        if size_bytes > self._limits.max_upload_bytes:
+            raise TooLarge()
+
+    def claim(self, spooled: str, size_bytes: int | None) -> Claim:
+        """Take a body that nginx spooled; no await happens here."""
+        return self._store.claim(spooled, size_bytes)
+
+    def release(self, key: BlobKey) -> None:
+        """Throw away a claimed or staged body that was not stored."""
+        self._store.discard(key)
+
+    def open_claim(self, claim: Claim) -> BinaryIO:
+        """The claimed bytes, for reading."""
+        return self._store.open_claim(claim)
+
+    async def adopt(self, claim: Claim) -> Staged:
+        """Hash a claimed body and make it durable."""
+        return await self._store.adopt(claim)
+
+    def writer(self) -> Writer:
+        """Begin a body that comes piece by piece; its methods go through `run`."""
+        return self._store.writer()
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do blocking work on bytes off the event loop."""
+        return await self._store.run(work, *args, **kwargs)
+
+    # --- the door in ---
+
+    async def store(self, caller: Caller, target: Target, staged: Staged, *, content_type: str,
+                    conditions: Conditions = Conditions()) -> Stored:
+        """Make the staged bytes the content of a file; whatever happens, the staged body is used up.
+
+        Raises NotFound, NotAFolder, IsAFolder, InvalidPath, PreconditionFailed, QuotaExceeded, TooLarge, Unavailable.
+        """
+        try:
+            self.check_size(staged.size_bytes)
+            await self._store.place(staged)
+        except BaseException:
+            self._store.discard(staged.key)
+            raise
+        # from here on a client that goes away changes nothing: the transaction runs to its end
+        task = asyncio.create_task(self._commit(caller.user_id, target, staged, content_type, conditions))
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        return await asyncio.shield(task)
+
+    async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str,
+                      conditions: Conditions) -> Stored:
+        refused = False
+
+        async def work(conn: Connection) -> Stored:
+            nonlocal refused
+            try:
+                return await _write(conn, user_id, target, staged, content_type, conditions)
+            except ServiceError:
+                refused = True
+                raise
+
+        try:
+            return await self._database.in_transaction(work)
+        except ServiceError:
+            # Only a refusal of ours says for certain that nothing was committed.  After any other error the bytes stay:
+            # if a row does name them after all, they are there.
+            if refused:
+                with contextlib.suppress(OSError):  # left for the sweeper
+                    await self._store.delete(staged.key)
+            raise
+
+    async def drain(self) -> None:
+        """Wait for the transactions of uploads that are under way."""
+        while self._commits:
+            await asyncio.wait(self._commits)
+
+    # --- the door out ---
+
+    async def deliver(self, caller: Caller, place: Place) -> Delivery:
+        """Decide to send a file; raise NotFound or IsAFolder."""
+        async with self._database.connection() as conn:
+            file = await get(conn, caller.user_id, place)
+        if isinstance(file, Folder):
+            raise IsAFolder("The path is that of a folder; only files can be downloaded.", field="path")
+        return Delivery(key=file.blob_key, name=file.name, content_type=file.content_type, size_bytes=file.size_bytes,
+                        sha256=file.sha256, etag=file.etag, modified_at=file.updated_at)
+
+
+async def _size_at(conn: Connection, user_id: UserId, place: Place) -> int:
+    try:
+        found = await get(conn, user_id, place)
+    except NotFound:
+        return 0
+    return found.size_bytes if isinstance(found, File) else 0
+
+
+async def get(conn: Connection, user_id: UserId, place: Place) -> File | Folder:
+    """The file or folder of the account at the place; raise NotFound."""
+    if isinstance(place, tuple):
+        found = await files.get_by_path(conn, user_id, place)
+    else:
+        found = await files.get_by_id(conn, user_id, place)
+    if found is None:
+        raise NotFound()
+    return found
+
+
+def check_conditions(conditions: Conditions, etag: str | None) -> None:
+    """Raise PreconditionFailed (RFC 9110, sections 13.1.1 and 13.1.2); `etag` None means there is no file."""
+    if conditions.if_match and not _matches(conditions.if_match, etag):
+        raise PreconditionFailed()
+    if conditions.if_none_match and _matches(conditions.if_none_match, etag):
+        raise PreconditionFailed()
+
+
+def _matches(tags: tuple[str, ...], etag: str | None) -> bool:
+    return etag is not None and ("*" in tags or etag in tags)
+
+
+def etag_of(version_id: VersionId) -> str:
+    """The entity tag of a version, quotes included."""
+    return f'"{version_id.hex}"'
+
+
+async def _write(conn: Connection, user_id: UserId, target: Target, staged: Staged, content_type: str,
+                 conditions: Conditions) -> Stored:
+    """The transaction of an upload: resolve, claim the row, add blob and version, move the head, charge the account."""
+    await files.lock_tree_shared(conn, user_id)
+    path = await _resolve(conn, user_id, target)
+    parent_id = await _make_folders(conn, user_id, path[:-1])
+    version_id = VersionId(new_uuid())
+    claimed = await files.claim_file(conn, file_id=FileId(new_uuid()), user_id=user_id, parent_id=parent_id,
+                                     name=path[-1], version_id=version_id)
+    is_new = claimed.head_id == version_id
+    check_conditions(conditions, None if is_new else etag_of(claimed.head_id))
+    old = None if is_new else await versions.get_version(conn, claimed.head_id)
+    number = 1 if old is None else old.number + 1
+    await blobs.insert_blob(conn, staged)
+    await versions.insert_version(conn, version_id=version_id, file_id=claimed.id, number=number, blob_key=staged.key,
+                                  content_type=content_type)
+    if old is not None:
+        await files.update_head(conn, claimed.id, version_id)
+        await versions.delete_version(conn, claimed.head_id)
+        await blobs.release_blobs(conn, [old.blob_key])
+    await users.update_usage(conn, user_id, files_bytes=staged.size_bytes - (old.size_bytes if old else 0),
+                             file_count=int(is_new))
+    file = File(id=claimed.id, name=path[-1], path=names.join_path(path), size_bytes=staged.size_bytes,
+                sha256=staged.sha256, content_type=content_type, version=number, version_id=version_id,
+                blob_key=staged.key, created_at=claimed.created_at, updated_at=claimed.updated_at)
+    return Stored(file=file, is_new=is_new)
+
+
+async def _resolve(conn: Connection, user_id: UserId, target: Target) -> tuple[str, ...]:
+    """The full path of the file that an upload makes or replaces."""
+    place = target.place
+    if not isinstance(place, tuple):
+        found = await get(conn, user_id, place)
+        path, is_folder = names.split_path(found.path), isinstance(found, Folder)
+    else:
+        reached = await files.walk(conn, user_id, place)
+        if reached is None:
+            raise NotFound()
+        if reached.depth < len(place) and not reached.is_folder:
+            raise NotAFolder(field="path")
+        path, is_folder = place, reached.is_folder and reached.depth == len(place)
+        if reached.depth == len(place) and target.in_folder and not is_folder:
+            raise NotAFolder("The path ends in a slash, but there is a file.", field="path")
+    if not (is_folder or target.in_folder):
+        return path
+    if target.own_name is None:
+        if is_folder:
+            raise IsAFolder(field="path")
+        raise InvalidPath("The path ends in a slash: a file needs a name.", field="path")
+    path = (*path, target.own_name)
+    names.check_path(path)
+    return path
+
+
+async def _make_folders(conn: Connection, user_id: UserId, path: tuple[str, ...]) -> FileId:
+    """The folder at the path; what is missing is made."""
+    reached = await files.walk(conn, user_id, path)
+    if reached is None:
+        raise NotFound()
+    if not reached.is_folder:
+        raise NotAFolder(field="path")
+    parent_id = reached.id
+    for name in path[reached.depth:]:
+        parent_id, is_folder = await files.insert_folder(conn, folder_id=FileId(new_uuid()), user_id=user_id,
+                                                         parent_id=parent_id, name=name)
+        if not is_folder:
+            raise NotAFolder(field="path")
+    return parent_id

@@ -1,0 +1,47 @@
+"""Sweeping: bytes that nothing refers to any more leave the disk, behind the fence."""
+
+import structlog
+
+from service.db import blobs, sessions
+from service.db.pool import Connection, Database
+from service.model import BlobKey
+from service.storage.base import BlobStore
+
+log = structlog.get_logger()
+
+GRACE_SECONDS = 3600.0  # a download that was decided before the deletion has long opened its file by then
+BATCH = 200
+
+
+class Housekeeping:
+    """What has to be done from time to time; safe to run anywhere, at any time, twice at once."""
+
+    def __init__(self, database: Database, store: BlobStore) -> None:
+        self._database = database
+        self._store = store
+
+    async def sweep(self, *, grace_seconds: float = GRACE_SECONDS) -> int:
+        """Remove the bytes of blobs unreferenced for the grace time; how many.
+
+        Fence (commit), remove, forget: a crash anywhere is repaired by the next run.
+        """
+        removed = 0
+        while keys := await self._sweep_batch(grace_seconds):
+            removed += len(keys)
+        async with self._database.connection() as conn:
+            await sessions.delete_expired_sessions(conn)
+        return removed
+
+    async def _sweep_batch(self, grace_seconds: float) -> list[BlobKey]:
+        async def fence(conn: Connection) -> list[tuple[BlobKey, int]]:
+            await blobs.fence_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH)
+            return await blobs.list_fenced(conn, limit=BATCH)
+
+        fenced = await self._database.in_transaction(fence)
+        for key, size_bytes in fenced:
+            log.info("blob.removed", blob=str(key), size=size_bytes, reason="unreferenced")
+            await self._store.delete(key)
+        keys = [key for key, _ in fenced]
+        async with self._database.connection() as conn:
+            await blobs.delete_fenced(conn, keys)
+        return keys

@@ -1,0 +1,277 @@
+"""Blobs as files under one data root.
+
+    MARKER            which database the root belongs to
+    blobs/00..ff/     placed blobs, named by their keys; all folders are made at the first start
+    staging/          bodies on their way
+    spool/<start>/    where nginx puts request bodies
+
+All on one file system, since a body is placed by a link.  The order of a placement is: bytes forced to the disk, link,
+folder forced to the disk; only then may a row name the blob.
+"""
+
+import asyncio
+import errno
+import functools
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, ParamSpec, TypeVar
+from uuid import UUID
+
+from service.errors import BadRequest, IncompleteBody, StorageFull, Unavailable
+from service.model import BlobKey, Staged, new_uuid
+from service.storage.base import Claim, StoreError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MARKER = "MARKER"
+THREADS = 8
+_HASH_BUFFER_BYTES = 2**20
+# relative to the spool: <start of nginx>/body/<digit>/<two digits>/<number>
+_SPOOLED = re.compile(r"/([0-9a-f]{32}/body/[0-9]/[0-9]{2}/[0-9]{10})\Z")
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def _explain(error: OSError) -> Exception:
+    """The domain's error for one of the system; the error itself if there is none."""
+    if error.errno in _NO_ROOM:
+        return StorageFull()
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return Unavailable("Too many files are open; try again.", retry_after_seconds=1)
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalWriter:
+    """One body on its way into staging."""
+
+    def __init__(self, staging: Path) -> None:
+        self._key = BlobKey(new_uuid())
+        self._path = staging / str(self._key)
+        self._hash = hashlib.sha256()
+        self._size_bytes = 0
+        try:
+            self._file: BinaryIO | None = self._path.open("xb", buffering=0)
+        except OSError as error:
+            raise _explain(error) from error
+
+    @property
+    def size_bytes(self) -> int:
+        """How much has been written."""
+        return self._size_bytes
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append and hash."""
+        assert self._file is not None
+        self._hash.update(data)
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest):]
+        except OSError as error:
+            raise _explain(error) from error
+        self._size_bytes += len(data)
+
+    def finish(self) -> Staged:
+        """Force the bytes to the disk.  A failed fsync is never tried again: the kernel may have dropped the pages."""
+        assert self._file is not None
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _explain(error) from error
+        self._file.close()
+        self._file = None
+        return Staged(key=self._key, size_bytes=self._size_bytes, sha256=self._hash.digest())
+
+    def abort(self) -> None:
+        """Throw away what was written; what `finish` gave out is left alone."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._path.unlink(missing_ok=True)
+
+
+class LocalStore:
+    """The store on a local file system."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._blobs = root / "blobs"
+        self._staging = root / "staging"
+        self._spool = root / "spool"
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="storage")
+        self._syncs: dict[Path, asyncio.Future[None]] = {}
+
+    def open(self, epoch: UUID) -> None:
+        """Make or check the folders; raise StoreError if they cannot be used or belong to another database."""
+        try:
+            for folder in (self._root, self._blobs, self._staging, self._spool):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if len({folder.stat().st_dev for folder in (self._blobs, self._staging, self._spool)}) > 1:
+                raise StoreError(f"blobs, staging and spool under {self._root} have to be on one file system")
+            # their own durability must not depend on the first upload into each
+            for number in range(256):
+                (self._blobs / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self._blobs)
+            self._check_marker(epoch)
+            _sync_folder(self._root)
+        except OSError as error:
+            raise StoreError(f"the data root {self._root} cannot be used: {error}") from error
+
+    def _check_marker(self, epoch: UUID) -> None:
+        marker = self._root / MARKER
+        try:
+            with marker.open("x", encoding="ascii") as file:
+                file.write(f"{epoch}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            # another worker may be between creating and writing it
+            found = marker.read_text(encoding="ascii").strip()
+            if found not in ("", str(epoch)):
+                raise StoreError(
+                    f"the data root {self._root} belongs to another database (its {MARKER} says {found}, the database "
+                    f"says {epoch}); if a backup was restored on purpose, remove that file") from None
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do blocking work on one of the store's threads."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, functools.partial(work, *args, **kwargs))
+
+    def writer(self) -> LocalWriter:
+        """Begin a new blob."""
+        return LocalWriter(self._staging)
+
+    def claim(self, spooled: str, size_bytes: int | None) -> Claim:
+        """Take a body that nginx spooled.
+
+        nginx unlinks its own name when the request ends, so the body gets a second name, and the inode is compared in
+        case the first one meant another file by then.
+        """
+        match = _SPOOLED.search(spooled)
+        if match is None:
+            raise BadRequest("This is not a spooled body.")
+        source = self._spool / match[1]
+        key = BlobKey(new_uuid())
+        staged = self._staged(key)
+        try:
+            descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise Unavailable("The body was withdrawn while it was handed over; try again.",
+                              retry_after_seconds=1) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                raise Unavailable("The body was withdrawn while it was handed over; try again.", retry_after_seconds=1)
+            if size_bytes is not None and status.st_size != size_bytes:
+                raise IncompleteBody()
+            os.link(source, staged, follow_symlinks=False)
+            if os.lstat(staged).st_ino != status.st_ino:
+                staged.unlink()
+                raise Unavailable("The body was withdrawn while it was handed over; try again.", retry_after_seconds=1)
+        except OSError as error:
+            raise _explain(error) from error
+        finally:
+            os.close(descriptor)
+        return Claim(key=key, size_bytes=status.st_size)
+
+    def _staged(self, key: BlobKey) -> Path:
+        return self._staging / str(key)
+
+    def open_claim(self, claim: Claim) -> BinaryIO:
+        """The claimed bytes, for reading."""
+        return self._staged(claim.key).open("rb", buffering=0)
+
+    async def adopt(self, claim: Claim) -> Staged:
+        """Hash a claimed body and force it to the disk, both at once: one is for the processor, one for the disk."""
+        path = self._staged(claim.key)
+        sha256, _ = await asyncio.gather(self.run(self._hash_file, path), self.run(self._sync_file, path))
+        return Staged(key=claim.key, size_bytes=claim.size_bytes, sha256=sha256)
+
+    @staticmethod
+    def _hash_file(path: Path) -> bytes:
+        digest = hashlib.sha256()
+        buffer = bytearray(_HASH_BUFFER_BYTES)
+        view = memoryview(buffer)
+        with path.open("rb", buffering=0) as file:
+            while length := file.readinto(buffer):
+                digest.update(view[:length])
+        return digest.digest()
+
+    @staticmethod
+    def _sync_file(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise _explain(error) from error
+        finally:
+            os.close(descriptor)
+
+    async def place(self, staged: Staged) -> None:
+        """Link the staged bytes to their final place and force the folder to the disk."""
+        target = self.path(staged.key)
+        try:
+            await self.run(self._link, self._staged(staged.key), target)
+            await self._sync_folder_once(target.parent)
+        except OSError as error:
+            raise _explain(error) from error
+
+    @staticmethod
+    def _link(source: Path, target: Path) -> None:
+        os.link(source, target)  # unlike a rename this fails if the name is taken
+        source.unlink()
+
+    async def _sync_folder_once(self, folder: Path) -> None:
+        """One fsync serves all that were waiting before it began."""
+        running = self._syncs.get(folder)
+        if running is not None:
+            # it may have begun before our link: wait, then see whether somebody has begun the next one
+            await asyncio.wait([running])
+            running = self._syncs.get(folder)
+        if running is None:
+            running = asyncio.ensure_future(self.run(_sync_folder, folder))
+            self._syncs[folder] = running
+            running.add_done_callback(lambda _: self._syncs.pop(folder, None))
+        await asyncio.shield(running)
+
+    def discard(self, key: BlobKey) -> None:
+        """Remove what is staged under the key."""
+        self._staged(key).unlink(missing_ok=True)
+
+    async def delete(self, key: BlobKey) -> None:
+        """Remove a placed blob."""
+        await self.run(self.path(key).unlink, missing_ok=True)
+
+    def locate(self, key: BlobKey) -> str:
+        """`<2 hex>/<uuid>`; the last digits of a key are random, the first are its time."""
+        return f"{key.hex[-2:]}/{key}"
+
+    def path(self, key: BlobKey) -> Path:
+        """The file of a placed blob."""
+        return self._blobs / self.locate(key)
+
+    def free_bytes(self) -> int:
+        """Room on the disk for this user."""
+        status = os.statvfs(self._staging)
+        return status.f_bavail * status.f_frsize
+
+    async def ping(self) -> None:
+        """Read the marker, which touches the file system."""
+        await self.run((self._root / MARKER).read_bytes)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown(wait=True)
