@@ -13,6 +13,8 @@ from marshmallow import fields, validate
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from service import errors
+from service.api import routes
+from service.api.errors import STATUS
 from service.api.rest import docs, schema
 from service.api.rest.openapi import ANY, FORM, JSON, Answer, build, operation, problems
 from service.api.rest.swagger import to_openapi_31
@@ -368,3 +370,62 @@ async def test_what_is_sent_is_the_document(aiohttp_client: MakeClient) -> None:
     app = sample_app()
     client = await aiohttp_client(app)
     assert await (await client.get("/openapi.json")).json() == build(app)
+
+
+# --- the real routes ---
+
+def real_app() -> web.Application:
+    app = web.Application()
+    routes.add_routes(app)
+    return app
+
+
+@pytest.fixture(scope="module")
+def real_document() -> Json:
+    return build(real_app())
+
+
+def real_operations() -> list[tuple[str, str, bool]]:
+    """(method, path, is_public) of each route that clients may use; nginx's own begin with an underscore."""
+    return [(route.method.lower(), route.path, route.is_public)
+            for route in routes.ROUTES if not route.path.startswith("/_")]
+
+
+def test_the_real_document_is_valid(real_document: Json) -> None:
+    OpenAPIV31SpecValidator(real_document).validate()
+
+
+def test_the_real_document_has_every_route_and_no_other(real_document: Json) -> None:
+    documented = {(method, path) for path, item in real_document["paths"].items() for method in item}
+    heads = {("head", "/file/download"), ("head", "/file/download/")}
+    assert documented == {(method, path) for method, path, _ in real_operations()} | heads
+
+
+@pytest.mark.parametrize(("method", "path", "is_public"), real_operations())
+def test_each_real_operation_says_all_of_itself(real_document: Json, method: str, path: str, is_public: bool) -> None:
+    given = real_document["paths"][path][method]
+    assert given["summary"] and given["operationId"]
+    assert [tag in {known["name"] for known in real_document["tags"]} for tag in given["tags"]] == [True]
+    assert given["security"] == ([] if is_public else [{"bearer": []}, {"login": []}])
+    statuses = set(given["responses"])
+    assert any(status.startswith("2") for status in statuses)
+    assert {"500", "503"} <= statuses
+    assert is_public or "401" in statuses
+    for status, answer in given["responses"].items():
+        assert answer["description"]
+        if status >= "400" and (status, path) not in {("503", "/ping/all"), ("503", "/readyz")}:
+            assert list(answer["content"]) == ["application/problem+json"]
+            assert answer["content"]["application/problem+json"]["examples"], "the description names no code"
+    for parameter in given.get("parameters", []):
+        assert parameter["description"] and parameter["schema"]["examples"], parameter["name"]
+    if "requestBody" in given or "parameters" in given and not path.startswith("/docs"):
+        assert {"400", "422"} <= statuses
+
+
+def test_the_real_document_has_each_code_of_the_catalogue_with_its_status(real_document: Json) -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ServiceError)]
+    catalogue = {kind.code: next(STATUS[base] for base in kind.__mro__ if base in STATUS) for kind in kinds}
+    documented = {code: given["value"]["status"] for code, given in real_document["components"]["examples"].items()}
+    # these two belong to addresses and methods that are not in the document
+    del catalogue["method_not_allowed"], catalogue["forbidden"]
+    assert documented == catalogue

@@ -74,7 +74,6 @@ _PROBLEMS = {
     503: "A part of the service cannot be reached: `unavailable`",
     507: "No room for this, nothing was stored: `quota_exceeded`, `storage_full`",
 }
-_PATH_PROBLEM = "The path or another field cannot be used, and is named: `invalid_path`, `invalid_field`"
 _PROBLEM_HEADERS = {
     401: {"WWW-Authenticate": "What kind of credentials is needed (RFC 6750, section 3)"},
     416: {"Content-Range": "Length of the file: `bytes */<length>`"},
@@ -122,12 +121,11 @@ def operation(
     `public`, 400 and 422 with input, 413 and 415 with a body.  `head`: a GET whose HEAD is worth a line of its own.
     `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.
     """
-    texts = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
-    if not texts.get(422) and query and "path" in query().fields:
-        texts[422] = _PATH_PROBLEM
+    given = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
+    texts = _particular_texts(query, form, returns) | {status: text for status, text in given.items() if text}
     implied = {500: True, 503: True, 401: not public, 400: query or headers or form or body or raw,
                422: query or form or body, 413: form or body or raw, 415: form or body or raw}
-    failures = problems(*texts, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
+    failures = problems(*given, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
     usual = {JSON: body, MULTIPART: form, BINARY: raw}
     extra: Json = {"x-head": True} if head else {}
     if description:
@@ -152,6 +150,21 @@ def operation(
         return handler
 
     return decorate
+
+
+def _particular_texts(
+    query: type[Schema] | None, form: type[Schema] | None, returns: Mapping[int, object],
+) -> dict[int, str]:
+    """More exact than `_PROBLEMS`: what follows from the kind of input and answer."""
+    texts = {}
+    if query and "path" in query().fields:
+        texts[422] = "The path or another field cannot be used, and is named: `invalid_path`, `invalid_field`"
+    if form and any(given.metadata.get("type") == "file" for given in form().fields.values()):
+        texts[422] = ("The path, another field or the number of files cannot be used: `invalid_path`, `invalid_field`, "
+                      "`missing_file`, `several_files`")
+    if any(isinstance(answer, Answer) and ANY in answer.media for answer in returns.values()):
+        texts[500] = "A fault of the service: `internal_error`, `content_unavailable`"
+    return texts
 
 
 def _document_answer(handler: Handler, status: int, answer: Answer | tuple[type[Schema], str] | str) -> None:
