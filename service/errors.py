@@ -9,7 +9,7 @@ from typing import ClassVar
 class ServiceError(Exception):
     """The request could not be carried out."""
 
-    code: ClassVar[str] = "error"
+    code: ClassVar[str] = "internal_error"
 
     def __init__(self, detail: str | None = None, *, field: str | None = None,
                  retry_after_seconds: int | None = None) -> None:

@@ -65,7 +65,6 @@ def _headers(delivery: Delivery) -> dict[str, str]:
         "Last-Modified": format_datetime(_whole_seconds(delivery.modified_at), usegmt=True),
         "Repr-Digest": f"sha-256=:{b64encode(delivery.sha256).decode('ascii')}:",
         "Cache-Control": "private, no-cache",
-        "Accept-Ranges": "bytes",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "same-origin",
@@ -172,7 +171,7 @@ async def _send(request: web.Request, delivery: Delivery, headers: dict[str, str
     if ranges == []:
         raise RangeNotSatisfiable(size_bytes=delivery.size_bytes)
     status, parts = _lay_out(delivery, ranges, headers)
-    response = web.StreamResponse(status=status, headers=headers)
+    response = web.StreamResponse(status=status, headers={**headers, "Accept-Ranges": "bytes"})
     response.content_length = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
     loop = asyncio.get_running_loop()
     try:

@@ -246,7 +246,7 @@ async def delete_tree(conn: Connection, file_id: FileId) -> Deleted:
 COPY_LIST = """
 -- every file of the account as JSON, in the order of the paths
 WITH RECURSIVE folders AS (
-    SELECT id, '/' AS path FROM files WHERE id = $1
+    SELECT id, '/' COLLATE "C" AS path FROM files WHERE id = $1
     UNION ALL
     SELECT child.id, folders.path || child.name || '/'
     FROM folders JOIN files AS child ON child.parent_id = folders.id
@@ -263,7 +263,7 @@ FROM folders
 JOIN files ON files.parent_id = folders.id AND NOT is_folder AND deleted_at IS NULL
 JOIN versions ON versions.id = head_id
 JOIN blobs ON blobs.id = blob_id
-ORDER BY path || name COLLATE "C"
+ORDER BY path || name
 """
 
 

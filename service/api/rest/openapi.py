@@ -126,7 +126,8 @@ def operation(
     implied = {500: True, 503: True, 401: not public, 400: query or headers or form or body or raw,
                422: query or form or body, 413: form or body or raw, 415: form or body or raw}
     failures = problems(*given, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
-    usual = {JSON: body, MULTIPART: form, BINARY: raw}
+    # the page sends the first one; "anything" cannot be sent
+    usual = {JSON: body, MULTIPART: form, BINARY: raw, ANY: raw}
     extra: Json = {"x-head": True} if head else {}
     if description:
         extra["description"] = description

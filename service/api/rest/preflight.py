@@ -16,7 +16,7 @@ from service.errors import NotFound, ServiceError
 
 
 async def ask_preflight(request: web.Request) -> web.StreamResponse:
-    """204, or 403 with X-Refusal, X-Refusal-Body and what else the client is to be told."""
+    """204, or 403 with X-Reject, X-Reject-Body and what else the client is to be told."""
     if not request.app[BEHIND_NGINX]:
         raise NotFound()
     method = request.headers.get("X-Original-Method", "")
@@ -35,4 +35,4 @@ def _refuse(error: ServiceError, request_id: str) -> web.Response:
     headers = {name: refusal.headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in refusal.headers}
     # a header is ASCII and one line: JSON can be both
     return web.Response(status=403, headers={
-        **headers, "X-Refusal": str(refusal.status), "X-Refusal-Body": json.dumps(orjson.loads(refusal.body))})
+        **headers, "X-Reject": str(refusal.status), "X-Reject-Body": json.dumps(orjson.loads(refusal.body))})

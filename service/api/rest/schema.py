@@ -62,7 +62,7 @@ def _header(name: str, description: str, example: str) -> fields.String:
     return fields.String(data_key=name, metadata=_meta(description, example))
 
 
-# --- what comes in: accounts ------------------------------------------------------------------------------------------
+# --- what comes in ---------------------------------------------------------------------------------------------------
 
 def _check_username(value: str) -> None:
     if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in value):
@@ -138,8 +138,8 @@ class LoginForm(Shape):
 
     username = _username("Name of the account, or `login` or `email` instead", "alice", required=True)
     password = _PASSWORD
-    grant_type = fields.String(validate=validate.OneOf(["password"]), metadata=_meta(
-        "As OAuth 2.0 has it (RFC 6749, section 4.3.2); not looked at", "password"))
+    grant_type = _text("As OAuth 2.0 has it; not looked at", "password", required=False,
+                       validate=validate.OneOf(["password"]))
 
 
 class RefreshRequest(Shape):
@@ -148,8 +148,6 @@ class RefreshRequest(Shape):
     refresh_token = fields.String(required=True, validate=_check_text, metadata=_meta(
         "Refresh token of the last login or refresh; it is good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e"))
 
-
-# --- what comes in: files ---------------------------------------------------------------------------------------------
 
 _PATH_RULES = ("1 to 255 bytes a name and 4096 the whole in UTF-8, compared after NFC, case matters, no control "
                "characters, no `.` or `..`")
@@ -196,28 +194,23 @@ class UploadForm(Shape):
 
 
 class PutHeaders(Shape):
-    """Conditions and digests of a raw upload."""
+    """Conditions (RFC 9110, section 13.1) and digests (RFC 9530, sections 2 and 3) of an upload."""
 
-    if_match = _header("If-Match", "Store only if the file has one of these entity tags, or exists: `*` "
-                       "(RFC 9110, section 13.1.1)", _EXAMPLE_ETAG)
-    if_none_match = _header("If-None-Match", "`*`: store only if there is no file yet; entity tags: only if the file "
-                            "has none of these (RFC 9110, section 13.1.2)", "*")
-    content_digest = _header("Content-Digest", "SHA-256 of the body (RFC 9530, section 2); if it does not match, "
-                             "nothing is stored", _EXAMPLE_DIGEST)
-    repr_digest = _header("Repr-Digest", "The same as Content-Digest here, since bodies are not encoded "
-                          "(RFC 9530, section 3)", _EXAMPLE_DIGEST)
+    if_match = _header("If-Match", "Store only if the file has one of these entity tags, or exists: `*`", _EXAMPLE_ETAG)
+    if_none_match = _header("If-None-Match", "Store only if the file has none of these tags, or is new: `*`", "*")
+    content_digest = _header("Content-Digest", "SHA-256 of the body; another one: nothing is stored", _EXAMPLE_DIGEST)
+    repr_digest = _header("Repr-Digest", "The same, since bodies are stored as they are sent", _EXAMPLE_DIGEST)
 
 
 class DeleteHeaders(Shape):
-    """Conditions of a deletion."""
+    """Conditions of a deletion (RFC 9110, section 13.1)."""
 
-    if_match = _header("If-Match", "Delete only if the file has one of these entity tags (RFC 9110, section 13.1.1)",
-                       _EXAMPLE_ETAG)
+    if_match = _header("If-Match", "Delete only if the file has one of these entity tags", _EXAMPLE_ETAG)
     if_none_match = _header("If-None-Match", "Delete only if the file has none of these entity tags", _EXAMPLE_ETAG)
 
 
 class DownloadHeaders(Shape):
-    """Ranges and conditions of a download."""
+    """Ranges and conditions of a download (RFC 9110, sections 13 and 14)."""
 
     range = _header("Range", "Parts of the file, in bytes; several give multipart/byteranges", "bytes=0-1023")
     if_none_match = _header("If-None-Match", "304 if the file has one of these entity tags", _EXAMPLE_ETAG)
@@ -304,9 +297,9 @@ class Usage(Shape):
     versions = _integer("Bytes of former versions; they count towards the quota", 0)
 
 
-def _access_time(description: str, *, required: bool) -> fields.Float:
-    return fields.Float(required=required, allow_none=True, validate=validate.Range(min=0),
-                        metadata=_meta(f"Access time of {description}, in milliseconds; null: it is down", 1.27))
+def _access_time(what: str, *, required: bool) -> fields.Float:
+    description = f"Access time of {what}, in milliseconds; null: it is down"
+    return fields.Float(required=required, allow_none=True, metadata=_meta(description, 1.27, minimum=0))
 
 
 class Health(Shape):

@@ -1,0 +1,104 @@
+"""A client of the API for tests: one account and its token."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from tests.stack import Stack
+
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, read to its end."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return orjson.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of a problem; checks its shape (RFC 9457)."""
+        assert self.headers["Content-Type"].startswith("application/problem+json"), self.body
+        problem = self.json
+        assert {"type", "title", "status", "detail", "code", "request_id"} <= set(problem)
+        assert problem["status"] == self.status
+        assert problem["request_id"] == self.headers["X-Request-Id"]
+        return str(problem["code"])
+
+
+class Api:
+    """Requests to the service, with or without an account."""
+
+    def __init__(self, session: aiohttp.ClientSession, stack: Stack, token: str = "") -> None:
+        self.session = session
+        self.stack = stack
+        self.token = token
+        self.username = ""
+        self.refresh_token = ""
+
+    async def call(self, method: str, path: str, *, expect: int | None = None, headers: dict[str, str] | None = None,
+                   **more: Any) -> Reply:
+        """One request; `expect` is the status it has to have."""
+        sent = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        url = URL(self.stack.url + path, encoded=True)
+        async with self.session.request(method, url, headers={**sent, **(headers or {})}, **more) as response:
+            reply = Reply(response.status, response.headers, await response.read())
+        assert expect is None or reply.status == expect, (reply.status, reply.body[:500])
+        return reply
+
+    async def put(self, path: str, data: Any = b"", *, expect: int | None = 201, **more: Any) -> Reply:
+        """Upload plain bytes to a path, which is encoded here."""
+        return await self.call("PUT", f"/file?path={quote(path)}", data=data, expect=expect, **more)
+
+    async def post(self, data: bytes = b"", *, filename: str = "file.bin", expect: int | None = 201,
+                   content_type: str | None = None, query: str = "", **fields: str) -> Reply:
+        """Upload a form with text fields and one file."""
+        form = aiohttp.FormData(quote_fields=False)
+        for name, value in fields.items():
+            form.add_field(name, value)
+        form.add_field("upload" if "file" in fields else "file", data, filename=filename, content_type=content_type)
+        return await self.call("POST", f"/file{query}", data=form, expect=expect)
+
+    async def get(self, path: str, *, expect: int | None = 200, **more: Any) -> Reply:
+        """Download by path or id."""
+        return await self.call("GET", f"/file/download?path={quote(path)}", expect=expect, **more)
+
+    async def info(self, path: str, *, expect: int | None = 200) -> Any:
+        """What there is at a path."""
+        return (await self.call("GET", f"/file/info?path={quote(path)}", expect=expect)).json
+
+    async def delete(self, path: str, *, expect: int | None = 204, **more: Any) -> Reply:
+        """Delete for good."""
+        return await self.call("DELETE", f"/file?path={quote(path)}", expect=expect, **more)
+
+    async def list(self) -> Any:
+        """All files."""
+        return (await self.call("GET", "/file/list", expect=200)).json["files"]
+
+    async def usage(self) -> Any:
+        """What the account holds."""
+        return (await self.call("GET", "/file/usage_memory", expect=200)).json
+
+
+async def new_account(session: aiohttp.ClientSession, stack: Stack) -> Api:
+    """A fresh account, logged in."""
+    api = Api(session, stack)
+    api.username = f"user-{uuid.uuid4().hex[:12]}"
+    await api.call("POST", "/auth/register", json={"username": api.username, "password": PASSWORD}, expect=201)
+    tokens = (await api.call("POST", "/auth/jwt/login", data={"username": api.username, "password": PASSWORD},
+                             expect=200)).json
+    api.token, api.refresh_token = tokens["access_token"], tokens["refresh_token"]
+    return api

@@ -1,0 +1,89 @@
+"""The whole service as a user starts it, for tests: `python -m service run` with its own data root and port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 60.0
+STOP_SECONDS = 45.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Stack:
+    """One running service; `settings` are those of README.md without the prefix."""
+
+    root: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The public address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def is_behind_nginx(self) -> bool:
+        """Whether nginx moves the bytes."""
+        return self.settings.get("NGINX", "auto") != "off"
+
+    @property
+    def dsn(self) -> str:
+        """The embedded database, while the service runs."""
+        lines = (self.root / "postgres" / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        return f"postgresql:///file_storage?user=postgres&host={lines[4]}"
+
+    def environment(self) -> dict[str, str]:
+        """What the service is started with."""
+        settings = {
+            "PORT": str(self.port), "DATA_ROOT": str(self.root), "BCRYPT_COST": "4", "WORKERS": "2",
+            "LOGIN_ATTEMPTS_PER_MINUTE": "1000000", "REQUESTS_PER_MINUTE": "1000000", "MIN_FREE_SPACE": "1000000",
+            **self.settings}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("FILE_STORAGE_")}
+        return clean | {f"FILE_STORAGE_{name}": value for name, value in settings.items()}
+
+    def start(self) -> "Stack":
+        """Start and wait until it is ready; raise with its output if it does not become so."""
+        output = self.root.parent / f"{self.root.name}.out"
+        with output.open("ab") as file:
+            self.process = subprocess.Popen([sys.executable, "-m", "service", "run"], env=self.environment(),
+                                            stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the service did not start:\n{output.read_text(encoding='utf-8')}")
+            time.sleep(0.05)
+        return self
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+                return int(response.status) == 200
+        except OSError:
+            return False
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it as Ctrl-C or a kill does; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(STOP_SECONDS)
+        self.process = None
+        return code
+
+    @property
+    def log_text(self) -> str:
+        """What the workers have logged."""
+        return (self.root / "log" / "service.log").read_text(encoding="utf-8")
