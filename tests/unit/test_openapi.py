@@ -173,8 +173,10 @@ def test_a_form_with_a_file_is_multipart(document: Json) -> None:
 
 def test_a_raw_body_is_binary(document: Json) -> None:
     body = document["paths"]["/file"]["put"]["requestBody"]
+    binary = {"schema": {"type": "string", "format": "binary"}}
     assert body == {"required": True, "description": "The content", "content": {
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+        "application/octet-stream": binary, "*/*": binary}}
+    assert list(body["content"])[0] == "application/octet-stream"  # what the page sends
 
 
 def test_parameters_have_schemas(document: Json) -> None:

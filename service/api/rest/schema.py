@@ -67,8 +67,9 @@ def _header(name: str, description: str, example: str) -> fields.String:
 def _check_username(value: str) -> None:
     if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in value):
         raise ValidationError("A username may not contain control characters.")
-    # the length that counts is that of the form which is stored
-    if not 1 <= len(unicodedata.normalize("NFC", value).encode()) <= MAX_USERNAME_BYTES:
+    # the length that counts is that of the stored form; NFC of a long text takes long, and shortens to a third at most
+    if len(value) > 3 * MAX_USERNAME_BYTES or not (
+            1 <= len(unicodedata.normalize("NFC", value).encode()) <= MAX_USERNAME_BYTES):
         raise ValidationError(f"A username has 1 to {MAX_USERNAME_BYTES} bytes in UTF-8.")
 
 
@@ -94,8 +95,7 @@ def _username(description: str, example: str, *, required: bool = False) -> fiel
 class _Named(Shape):
     """A username under one of its three names; loads as `username`."""
 
-    json_schema = {"oneOf": [{"required": ["username", "password"]}, {"required": ["login", "password"]},
-                             {"required": ["email", "password"]}],
+    json_schema = {"oneOf": [{"required": [name]} for name in ("username", "login", "email")],
                    "examples": [{"username": "alice", "password": "correct horse battery staple"}]}
 
     username = _username("Name of the account: 1 to 255 bytes in UTF-8 (NFC), no control characters, case matters",
@@ -118,8 +118,7 @@ class Registration(_Named):
     """A new account."""
 
     password = fields.String(required=True, validate=_check_new_password, metadata=_meta(
-        "Password: 8 to 1024 bytes in UTF-8, any characters", "correct horse battery staple",
-        format="password", maxLength=MAX_PASSWORD_BYTES))
+        "Password: 8 to 1024 bytes in UTF-8", "correct horse battery staple", format="password", maxLength=1024))
 
 
 # no rule on its length: whatever is not the password is answered like any wrong one
