@@ -26,7 +26,7 @@ _EXAMPLE_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9
 _EXAMPLE_DIGEST = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"
 _EXAMPLE_JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIwMTkzNmIyZSJ9.c2lnbmF0dXJl"
 
-# C0, C1 and surrogates, and the separators of Unicode: they break logs, PostgreSQL refuses NUL, UTF-8 the surrogates.
+# Controls, surrogates, line separators: they break logs, PostgreSQL refuses NUL, UTF-8 the surrogates.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
@@ -68,8 +68,8 @@ def _check_username(value: str) -> None:
     if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in value):
         raise ValidationError("A username may not contain control characters.")
     # the length that counts is that of the stored form; NFC of a long text takes long, and shortens to a third at most
-    if len(value) > 3 * MAX_USERNAME_BYTES or not (
-            1 <= len(unicodedata.normalize("NFC", value).encode()) <= MAX_USERNAME_BYTES):
+    stored = unicodedata.normalize("NFC", value) if len(value) <= 3 * MAX_USERNAME_BYTES else ""
+    if not 1 <= len(stored.encode()) <= MAX_USERNAME_BYTES:
         raise ValidationError(f"A username has 1 to {MAX_USERNAME_BYTES} bytes in UTF-8.")
 
 
@@ -144,8 +144,7 @@ class LoginForm(Shape):
 class RefreshRequest(Shape):
     """A refresh token to be exchanged."""
 
-    refresh_token = fields.String(required=True, validate=_check_text, metadata=_meta(
-        "Refresh token of the last login or refresh; it is good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e"))
+    refresh_token = _text("Refresh token, good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e", validate=_check_text)
 
 
 _PATH_RULES = ("1 to 255 bytes a name and 4096 the whole in UTF-8, compared after NFC, case matters, no control "
@@ -297,8 +296,8 @@ class Usage(Shape):
 
 
 def _access_time(what: str, *, required: bool) -> fields.Float:
-    description = f"Access time of {what}, in milliseconds; null: it is down"
-    return fields.Float(required=required, allow_none=True, metadata=_meta(description, 1.27, minimum=0))
+    return fields.Float(required=required, allow_none=True, metadata=_meta(
+        f"Access time of {what}, in milliseconds; null: it is down", 1.27, minimum=0))
 
 
 class Health(Shape):
@@ -336,7 +335,7 @@ def load(schema: type[Schema], data: object) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise errors.InvalidField("This has to be a JSON object.")
     if isinstance(data, MultiMapping):
-        # two values for one name: whichever we took, a proxy before us may have looked at the other
+        # two values for one name: a proxy before us may have looked at the other one
         for name in (field.data_key or name for name, field in schema().load_fields.items()):
             if len(data.getall(name, [])) > 1:
                 raise errors.InvalidField("This field may be given only once.", field=name)
