@@ -23,6 +23,10 @@ def check_name(name: str) -> str:
     """Return the name in NFC; raise InvalidPath if no file may have it."""
     if _REFUSED.search(name):
         raise InvalidPath("A name may not contain control characters or bidirectional overrides.", field="path")
+    # The cheap bound first, as normalising takes time quadratic in a run of combining marks.  NFC never makes a text
+    # shorter than a third.
+    if len(name) > 3 * MAX_NAME_BYTES:
+        raise InvalidPath(f"A name may have at most {MAX_NAME_BYTES} bytes in UTF-8.", field="path")
     name = unicodedata.normalize("NFC", name)
     if name in ("", ".", ".."):
         raise InvalidPath("A name may not be empty, '.' or '..'.", field="path")
@@ -39,7 +43,6 @@ def split_path(text: str) -> tuple[str, ...]:
     Raises InvalidPath for anything that is not a path: an empty name between slashes, '..', a name or the whole
     too long, too many levels.
     """
-    # The cheap bound first: NFC never makes a text more than three times as long or shorter than a third.
     if len(text) > 3 * MAX_PATH_BYTES:
         raise InvalidPath(f"A path may have at most {MAX_PATH_BYTES} bytes in UTF-8.", field="path")
     inner = text.removeprefix("/").removesuffix("/")

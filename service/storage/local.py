@@ -31,7 +31,9 @@ T = TypeVar("T")
 
 MARKER = "MARKER"
 THREADS = 8
+HASH_THREADS = 2
 _HASH_BUFFER_BYTES = 2**20
+_WORTH_A_THREAD_BYTES = 2**17
 # relative to the spool: <start of nginx>/body/<digit>/<two digits>/<number>
 _SPOOLED = re.compile(r"/([0-9a-f]{32}/body/[0-9]/[0-9]{2}/[0-9]{10})\Z")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -57,10 +59,11 @@ def _sync_folder(folder: Path) -> None:
 class LocalWriter:
     """One body on its way into staging."""
 
-    def __init__(self, staging: Path) -> None:
+    def __init__(self, staging: Path, hashers: ThreadPoolExecutor) -> None:
         self._key = BlobKey(new_uuid())
         self._path = staging / str(self._key)
         self._hash = hashlib.sha256()
+        self._hashers = hashers
         self._size_bytes = 0
         try:
             self._file: BinaryIO | None = self._path.open("xb", buffering=0)
@@ -73,16 +76,24 @@ class LocalWriter:
         return self._size_bytes
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append and hash."""
+        """Append and hash, both at once: neither needs the interpreter's lock for large pieces."""
+        hashed = self._hashers.submit(self._hash.update, data) if len(data) >= _WORTH_A_THREAD_BYTES else None
+        try:
+            self._append(memoryview(data))
+        finally:
+            if hashed is not None:
+                hashed.result()
+        if hashed is None:
+            self._hash.update(data)
+        self._size_bytes += len(data)
+
+    def _append(self, rest: memoryview) -> None:
         assert self._file is not None
-        self._hash.update(data)
-        rest = memoryview(data)
         try:
             while rest:
                 rest = rest[self._file.write(rest):]
         except OSError as error:
             raise _explain(error) from error
-        self._size_bytes += len(data)
 
     def finish(self) -> Staged:
         """Force the bytes to the disk.  A failed fsync is never tried again: the kernel may have dropped the pages."""
@@ -112,6 +123,8 @@ class LocalStore:
         self._staging = root / "staging"
         self._spool = root / "spool"
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="storage")
+        # of their own: a writer on one of the threads above waits for its hash
+        self._hashers = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="hash")
         self._syncs: dict[Path, asyncio.Future[None]] = {}
 
     def open(self, epoch: UUID) -> None:
@@ -152,7 +165,7 @@ class LocalStore:
 
     def writer(self) -> LocalWriter:
         """Begin a new blob."""
-        return LocalWriter(self._staging)
+        return LocalWriter(self._staging, self._hashers)
 
     def claim(self, spooled: str, size_bytes: int | None) -> Claim:
         """Take a body that nginx spooled.
@@ -275,3 +288,4 @@ class LocalStore:
     def close(self) -> None:
         """End the threads."""
         self._executor.shutdown(wait=True)
+        self._hashers.shutdown(wait=True)

@@ -84,8 +84,8 @@ def media_type(declared: str, name: str) -> str:
     declared = declared.strip()
     if len(declared) <= 255 and _MEDIA_TYPE.fullmatch(declared):
         kind = declared.partition(";")[0].strip().lower()
-        # curl says this one of whatever it sends with --data-binary
-        if kind not in (_UNKNOWN, "application/x-www-form-urlencoded"):
+        # curl says the second one of whatever it sends with --data-binary
+        if kind not in (_UNKNOWN, "application/x-www-form-urlencoded") and "*" not in kind:
             return declared
     return mimetypes.guess_type(name, strict=False)[0] or _UNKNOWN
 
@@ -128,7 +128,7 @@ def _base_name(filename: str) -> str:
 
 
 @operation("Upload bytes", tag="file", query=schema.PutQuery, headers=schema.PutHeaders,
-           raw="The content of the file, as it is", consumes=(ANY,),
+           raw="The content of the file, as it is",
            description="As `curl -T` sends it. The file at the path is replaced, missing folders are made.",
            returns={201: Answer(schema=schema.File, description="A new file", headers=_CHANGED),
                     200: Answer(schema=schema.File, description="The file was replaced", headers=_CHANGED)},
