@@ -46,7 +46,7 @@ class Config(BaseSettings):
     database_url: SecretStr | None = Field(None, description="PostgreSQL; unset: an embedded one under the data root")
     database_pool_size: int = Field(10, ge=2, le=1000, description="connections of each worker")
     redis_url: SecretStr | None = Field(None, description="Redis; unset: each worker caches by itself")
-    jwt_secret: SecretStr | None = Field(None, description="key of access tokens; unset: made once, under the data root")
+    jwt_secret: SecretStr | None = Field(None, description="key of access tokens; unset: made under the data root")
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64, description="processes that decide")
     max_upload_size: int = Field(64 * GIB, ge=1, le=2**62, description="bytes of one file at most")
     min_free_space: int = Field(GIB // 2, ge=0, description="bytes of the disk that uploads never touch")

@@ -306,7 +306,6 @@ async def stage_form(request: web.Request) -> Form:
 
 
 def _cut_claim(content: Content, claim: Claim, cutter: _FormCutter) -> Form:
-    with content.open_claim(claim) as file:
-        while piece := file.read(PIECE_BYTES):
-            cutter.feed(piece)
+    for piece in content.consume(claim):
+        cutter.feed(piece)
     return cutter.finish()

@@ -6,9 +6,9 @@ leaves garbage at most, a crash after it leaves the file.  No database connectio
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from service import names
 from service.db import blobs, files, users, versions
@@ -99,9 +99,9 @@ class Content:
         """Throw away a claimed or staged body that was not stored."""
         self._store.discard(key)
 
-    def open_claim(self, claim: Claim) -> BinaryIO:
-        """The claimed bytes, for reading."""
-        return self._store.open_claim(claim)
+    def consume(self, claim: Claim) -> Iterator[bytes]:
+        """The claimed bytes, piece by piece, once."""
+        return self._store.consume(claim)
 
     async def adopt(self, claim: Claim) -> Staged:
         """Hash a claimed body and make it durable."""

@@ -1,9 +1,9 @@
 """What a store of bytes can do.  Blobs are immutable and named by fresh keys; nothing is ever written twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from service.model import BlobKey, Staged
 
@@ -55,8 +55,8 @@ class BlobStore(Protocol):
         Raises BadRequest if this is not a spooled body, IncompleteBody if its size is not the announced one.
         """
 
-    def open_claim(self, claim: Claim) -> BinaryIO:
-        """The claimed bytes, for reading."""
+    def consume(self, claim: Claim) -> Iterator[bytes]:
+        """The claimed bytes, piece by piece and once only: what has been read may be gone from the disk."""
 
     async def adopt(self, claim: Claim) -> Staged:
         """Hash a claimed body and force it to the disk."""

@@ -10,13 +10,14 @@ folder forced to the disk; only then may a row name the blob.
 """
 
 import asyncio
+import ctypes
 import errno
 import functools
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -26,13 +27,16 @@ from service.errors import BadRequest, IncompleteBody, StorageFull, Unavailable
 from service.model import BlobKey, Staged, new_uuid
 from service.storage.base import Claim, StoreError
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MARKER = "MARKER"
 THREADS = 8
 HASH_THREADS = 2
-_HASH_BUFFER_BYTES = 2**20
+PIECE_BYTES = 2**20
 _WORTH_A_THREAD_BYTES = 2**17
 # relative to the spool: <start of nginx>/body/<digit>/<two digits>/<number>
 _SPOOLED = re.compile(r"/([0-9a-f]{32}/body/[0-9]/[0-9]{2}/[0-9]{10})\Z")
@@ -54,6 +58,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _punch(descriptor: int, offset: int, length: int) -> None:
+    """fallocate(2), FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE; a file system without it keeps the bytes."""
+    if _LIBC.fallocate(descriptor, 0x01 | 0x02, offset, length) != 0:
+        number = ctypes.get_errno()
+        if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(number, os.strerror(number))
 
 
 class LocalWriter:
@@ -203,9 +215,18 @@ class LocalStore:
     def _staged(self, key: BlobKey) -> Path:
         return self._staging / str(key)
 
-    def open_claim(self, claim: Claim) -> BinaryIO:
-        """The claimed bytes, for reading."""
-        return self._staged(claim.key).open("rb", buffering=0)
+    def consume(self, claim: Claim) -> Iterator[bytes]:
+        """The claimed bytes, once.
+
+        Each piece is punched out of the file behind the reader: whoever copies the body then needs the room for one
+        body, not two, on the disk and in the page cache, and the kernel never writes out what is about to be deleted.
+        """
+        with self._staged(claim.key).open("r+b", buffering=0) as file:
+            done = 0
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+                _punch(file.fileno(), done, len(piece))
+                done += len(piece)
 
     async def adopt(self, claim: Claim) -> Staged:
         """Hash a claimed body and force it to the disk, both at once: one is for the processor, one for the disk."""
@@ -216,7 +237,7 @@ class LocalStore:
     @staticmethod
     def _hash_file(path: Path) -> bytes:
         digest = hashlib.sha256()
-        buffer = bytearray(_HASH_BUFFER_BYTES)
+        buffer = bytearray(PIECE_BYTES)
         view = memoryview(buffer)
         with path.open("rb", buffering=0) as file:
             while length := file.readinto(buffer):
