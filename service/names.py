@@ -45,10 +45,9 @@ def split_path(text: str) -> tuple[str, ...]:
     """
     if len(text) > 3 * MAX_PATH_BYTES:
         raise InvalidPath(f"A path may have at most {MAX_PATH_BYTES} bytes in UTF-8.", field="path")
-    inner = text.removeprefix("/").removesuffix("/")
-    if inner == "":
+    if text in ("", "/"):
         return ()
-    path = tuple(check_name(name) for name in inner.split("/"))
+    path = tuple(check_name(name) for name in text.removeprefix("/").removesuffix("/").split("/"))
     check_path(path)
     return path
 
@@ -76,5 +75,5 @@ def decode_percent(text: str) -> str:
         raise BadRequest("The address has a broken percent escape.")
     try:
         return unquote_to_bytes(text).decode("utf-8", "strict")
-    except UnicodeDecodeError:
+    except UnicodeError:  # aiohttp keeps bytes that are not UTF-8 as surrogates, which cannot be encoded again
         raise BadRequest("The address is not valid UTF-8.") from None
