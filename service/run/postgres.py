@@ -106,6 +106,8 @@ class EmbeddedPostgres:
     def __init__(self, data: Path, sockets: Path, *, max_connections: int = 100) -> None:
         if len(os.fsencode(sockets / ".s.PGSQL.5432")) > MAX_SOCKET_PATH_BYTES:
             raise StartError(f"the path {sockets} is too long for a socket")
+        if "," in str(sockets):
+            raise StartError(f"a socket cannot be in {sockets}: libpq takes a comma for the end of an address")
         self.data = data
         self.sockets = sockets
         self.max_connections = max_connections
@@ -124,7 +126,7 @@ class EmbeddedPostgres:
 
     def command(self) -> list[str]:
         """The server itself, in the foreground; it logs to stderr and stops at SIGINT (fast shutdown)."""
-        # a list of folders, hence the quotes: a comma in a name would separate
+        # a list of folders, hence the quotes
         socket_folders = '"' + str(self.sockets).replace('"', '""') + '"'
         settings = {**SETTINGS, "max_connections": str(self.max_connections), "unix_socket_directories": socket_folders}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
