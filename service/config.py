@@ -26,6 +26,14 @@ class ConfigError(Exception):
         super().__init__("\n".join(problems))
 
 
+def _scheme(address: SecretStr) -> str:
+    """How the address begins; the complaints of urlsplit are not passed on, since they quote passwords."""
+    try:
+        return urlsplit(address.get_secret_value()).scheme
+    except ValueError:
+        raise ValueError("is not an address; odd characters of a password have to be percent-encoded") from None
+
+
 class Config(BaseSettings):
     """The settings; built by `from_environment`, frozen, passed down."""
 
@@ -80,14 +88,14 @@ class Config(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("postgres", "postgresql"):
+        if value is not None and _scheme(value) not in ("postgres", "postgresql"):
             raise ValueError("has to start with postgresql://")
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+        if value is not None and _scheme(value) not in ("redis", "rediss", "unix"):
             raise ValueError("has to start with redis://, rediss:// or unix://")
         return value
 
