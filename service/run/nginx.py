@@ -5,6 +5,7 @@ The same text serves `make run` and the nginx of a container: of the data root i
 
 import os
 import re
+import resource
 import shutil
 import signal
 import uuid
@@ -20,6 +21,7 @@ from service.run.processes import StartError
 FOLDER = Path(__file__).parents[2] / "nginx"
 TEMPLATE = "nginx.conf.template"
 FRAME_BYTES = 2**20  # what a form adds to the bytes of its file, at most
+MAX_OPEN_FILES = 16384
 STOP_STEPS = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 # The answers that a worker may give to an upload before it begins.
@@ -41,6 +43,12 @@ def _listen(config: Config) -> str:
         raise StartError(f"nginx cannot listen on the address {config.host!r}")
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"{host}:{config.port}"
+
+
+def _count_open_files() -> int:
+    """How many files one process of nginx may have open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
 
 
 def _render_single_workers(sockets: Sequence[Path]) -> str:
@@ -69,6 +77,8 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool) -> str:
     """The whole configuration; `sockets` are the workers', `as_root` whether nginx will run as root."""
     values = {
         "user": "user root; # the workers' uid: spooled bodies have mode 0600" if as_root else "",
+        "open_files": str(_count_open_files()),
+        "connections": str(_count_open_files() // 4),  # two for each download, its file, and some to spare
         "nginx_workers": str(min(config.workers, os.cpu_count() or 1)),
         "servers": "\n".join(f"server {_quote(f'unix:{socket}')} max_fails=0;" for socket in sockets),
         "single_workers": _render_single_workers(sockets),

@@ -1,39 +1,36 @@
-"""A stand-in for a worker: refuses or takes uploads as its requests ask for, and tells what it was asked.
+"""A stand-in for a worker behind a real nginx: refuses or takes uploads as it is asked to, and tells what it saw."""
 
-Run as a program it serves until SIGTERM: `python fake_worker.py SOCKET BLOBS`.
-"""
-
-import asyncio
 import json
-import signal
-import sys
 from pathlib import Path
 
 from aiohttp import web
 
 Seen = list[dict[str, str]]
 SEEN = web.AppKey("seen", list)
-BLOBS = web.AppKey("blobs", Path)
+BLOB = "ab/01a20875-cc9a-72d2-8536-cce312f4e9d3"
 
 
-def _problem(status: int) -> str:
-    return json.dumps({"type": "about:blank", "title": "No", "status": status, "detail": "\u043d\u0435\u0442", "code": "no"})
+def problem(status: int) -> str:
+    """What a refusal says, in ASCII."""
+    return json.dumps({"type": "about:blank", "title": "No", "status": status, "detail": "\u043d\u0435\u0442",
+                       "code": "no"})
 
 
 def _note(request: web.Request) -> None:
-    request.app[SEEN].append({"": f"{request.method} {request.path_qs}", **request.headers})
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    request.app[SEEN].append({"": f"{request.method} {request.raw_path}", **headers})
 
 
 async def preflight(request: web.Request) -> web.Response:
-    """Refuse with the status that the header Want asks for; without a token, with 401."""
+    """Refuse with the status that the header Want asks for; without a token, with 401; 0: break the connection."""
     _note(request)
     status = int(request.headers.get("Want", "204" if "Authorization" in request.headers else "401"))
-    if status == 599:  # die
+    if status == 0:
         assert request.transport is not None
         request.transport.abort()
-    if status in (204, 500, 502):
-        return web.Response(status=status)
-    headers = {"X-Reject": str(status), "X-Reject-Body": _problem(status)}
+    if status in (0, 204, 500):
+        return web.Response(status=status or 500)
+    headers = {"X-Reject": str(status), "X-Reject-Body": problem(status)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 429:
@@ -46,30 +43,33 @@ async def upload(request: web.Request) -> web.Response:
     _note(request)
     name = request.headers.get("X-File")
     body = await request.read()
-    return web.json_response({"file": name, "size": Path(name).stat().st_size if name else 0, "received": len(body)},
-                             status=201)
+    content = Path(name).read_bytes().hex() if name and Path(name).stat().st_size < 100 else ""
+    return web.json_response({
+        "file": name, "size": Path(name).stat().st_size if name else None, "received": len(body), "content": content,
+        "mode": Path(name).stat().st_mode & 0o777 if name else None}, status=201)
 
 
 async def download(request: web.Request) -> web.Response:
     """Hand a blob over to nginx."""
     return web.Response(headers={
-        "X-Accel-Redirect": f"/_blobs/{request.query['blob']}", "Content-Type": "text/plain", "ETag": '"v1"',
-        "Last-Modified": "Fri, 11 Sep 2020 17:22:05 GMT", "Repr-Digest": "sha-256=:AA==:",
+        "X-Accel-Redirect": f"/_blobs/{request.query.get('blob', BLOB)}", "Content-Type": "text/plain",
+        "ETag": '"v1"', "Last-Modified": "Fri, 11 Sep 2020 17:22:05 GMT", "Repr-Digest": "sha-256=:AA==:",
         "Cache-Control": "private, no-cache", "Content-Disposition": "attachment; filename=\"a.txt\"",
+        "X-Content-Type-Options": "nosniff", "X-Request-Id": "the worker's",
     })
 
 
 async def other(request: web.Request) -> web.Response:
-    """Tell what arrived, or answer with the status that is asked for."""
+    """Tell what arrived, with the status that is asked for."""
     _note(request)
     body = await request.read()
-    status = int(request.query.get("status", "200"))
     return web.json_response({"path": request.raw_path, "received": len(body), "headers": dict(request.headers)},
-                             status=status)
+                             status=int(request.query.get("status", "200")),
+                             headers={"X-Content-Type-Options": "nosniff", "X-Request-Id": "the worker's"})
 
 
 def make_app() -> web.Application:
-    """The stand-in, with a list of what it was asked."""
+    """The stand-in; `app[SEEN]` is what it was asked."""
     app = web.Application(client_max_size=2**30)
     app[SEEN] = []
     app.router.add_get("/_preflight", preflight)
@@ -77,18 +77,3 @@ def make_app() -> web.Application:
     app.router.add_get("/file/download", download)
     app.router.add_route("*", "/{rest:.*}", other)
     return app
-
-
-async def serve(socket: Path) -> None:
-    """Serve until SIGTERM."""
-    runner = web.AppRunner(make_app())
-    await runner.setup()
-    await web.UnixSite(runner, str(socket)).start()
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await stop.wait()
-    await runner.cleanup()
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))

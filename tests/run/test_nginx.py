@@ -1,0 +1,458 @@
+"""A real nginx with our configuration, in front of a stand-in for a worker."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, web
+
+from service.config import Config
+from service.run import nginx, processes
+from service.run.programs import Program
+from tests.run import fake_worker
+from tests.run.conftest import wait_for, wait_for_async
+from tests.run.fake_worker import BLOB, SEEN
+
+GIB = 2**30
+LIMIT = 50_000_000
+
+
+@dataclass(slots=True)
+class Front:
+    """A running nginx, its worker, and how to talk to it."""
+
+    root: Path
+    prefix: Path
+    port: int
+    app: web.Application
+    runner: web.AppRunner
+    session: ClientSession
+    sockets: list[Path]
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def seen(self) -> fake_worker.Seen:
+        return self.app[SEEN]
+
+    def spooled(self) -> list[Path]:
+        """Every body on the disk."""
+        return [path for path in self.prefix.rglob("*") if path.is_file() and path.name.isdigit()]
+
+    async def raw(self, head: str, body: bytes = b"") -> "Answer":
+        """Send bytes as they are and read one answer; `head` without its final empty line."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+            return await read_answer(reader)
+        finally:
+            writer.close()
+
+
+@dataclass(slots=True)
+class Answer:
+    """Status, headers in lower case, body; and the interim answers before it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    interim: list[int] = field(default_factory=list)
+
+    @property
+    def json(self) -> dict[str, object]:
+        document = json.loads(self.body)
+        assert isinstance(document, dict)
+        return document
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answer:
+    interim: list[int] = []
+    while True:
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).decode("latin-1").split("\r\n")
+        status = int(head[0].split()[1])
+        if status >= 200:
+            break
+        interim.append(status)
+    pairs = [line.split(": ", 1) for line in head[1:] if line]
+    names = [name.lower() for name, _ in pairs]
+    assert len(set(names)) == len(names), f"a header twice: {head}"
+    headers = {name.lower(): value for name, value in pairs}
+    return Answer(status, headers, await reader.readexactly(int(headers.get("content-length", "0"))), interim)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_nginx(program: Program, root: Path, port: int, sockets: list[Path]) -> "tuple[Path, subprocess.Popen[bytes]]":
+    config = Config(data_root=root, port=port, max_upload_size=LIMIT, workers=2)
+    prefix = nginx.make_prefix(root / "spool")
+    (root / "nginx.conf").write_text(nginx.render(config, sockets, as_root=os.geteuid() == 0))
+    with (root / "nginx.log").open("ab") as log:
+        process = subprocess.Popen(
+            processes.launch_command(nginx.command(program.path, prefix, root / "nginx.conf")), cwd=prefix,
+            stderr=log, env={**os.environ, **program.environment})
+    return prefix, process
+
+
+@pytest.fixture
+async def front(nginx_program: Program, tmp_path: Path) -> AsyncIterator[Front]:
+    """nginx in front of one worker; the configuration knows of a second one that is not there."""
+    root = tmp_path / "дата [root] {x} ~1;#"
+    for name in ("spool", "blobs/ab"):
+        (root / name).mkdir(parents=True)
+    (root / "blobs" / BLOB).write_bytes(b"0123456789")
+    app, port = fake_worker.make_app(), free_port()
+    runner = web.AppRunner(app)
+    await runner.setup()
+    with tempfile.TemporaryDirectory() as sockets:
+        one, other = Path(sockets) / "0.sock", Path(sockets) / "1.sock"
+        await web.UnixSite(runner, str(one)).start()
+        prefix, process = start_nginx(nginx_program, root, port, [one, other])
+        async with ClientSession() as session:
+            front = Front(root, prefix, port, app, runner, session, [one, other], process)
+            await wait_for_async(lambda: is_up(front), "nginx answers")
+            app[SEEN].clear()
+            yield front
+        front.process.send_signal(signal.SIGTERM)
+        front.process.wait()
+        await runner.cleanup()
+
+
+async def is_up(front: Front) -> bool:
+    assert front.process.poll() is None, (front.root / "nginx.log").read_text()
+    try:
+        return (await front.raw("GET / HTTP/1.1\nHost: x")).status > 0
+    except OSError:
+        return False
+
+
+def check_problem(answer: Answer, status: int, code: str) -> None:
+    """The answer is nginx's own, as problem+json."""
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.json["type"] == "about:blank"
+    assert (answer.json["status"], answer.json["code"]) == (status, code)
+    assert answer.json["title"] and answer.json["detail"]
+    assert answer.json["request_id"] == answer.headers["x-request-id"]
+
+
+# --- uploads ---
+
+UPLOAD = "PUT /file?path=/a%20b HTTP/1.1\nHost: x\nAuthorization: Bearer t"
+
+
+async def test_body_is_spooled_and_its_name_handed_over(front: Front) -> None:
+    answer = await front.raw(UPLOAD + "\nContent-Length: 5", b"hello")
+    assert answer.status == 201
+    name = str(answer.json["file"])
+    assert Path(name).is_relative_to(front.prefix / "body")
+    assert [len(part) for part in Path(name).relative_to(front.prefix / "body").parts] == [1, 2, 10]
+    assert answer.json == {"file": name, "size": 5, "received": 0, "content": b"hello".hex(), "mode": 0o600}
+    question, request = front.seen
+    assert question[""] == "GET /_preflight"
+    assert question["x-original-method"] == "PUT"
+    assert question["x-original-uri"] == "/file?path=/a%20b"
+    assert question["x-body-length"] == request["x-body-length"] == "5"
+    assert request[""] == "PUT /file?path=/a%20b"
+    assert question["x-request-id"] == request["x-request-id"] == answer.headers["x-request-id"]
+    wait_for(lambda: not front.spooled(), "the spooled body is removed")
+
+
+async def test_body_in_pieces_is_spooled(front: Front) -> None:
+    answer = await front.raw(UPLOAD + "\nTransfer-Encoding: chunked", b"5\r\nhello\r\n3\r\n...\r\n0\r\n\r\n")
+    assert (answer.status, answer.json["size"]) == (201, 8)
+    for seen in front.seen:
+        assert seen["x-body-transfer-encoding"] == "chunked"
+        assert "x-body-length" not in seen
+
+
+async def test_empty_body_is_an_empty_file(front: Front) -> None:
+    answer = await front.raw(UPLOAD + "\nContent-Length: 0")
+    assert (answer.status, answer.json["size"]) == (201, 0)
+    assert front.seen[1]["x-body-length"] == "0"
+
+
+async def test_no_body_is_no_file(front: Front) -> None:
+    answer = await front.raw(UPLOAD)
+    assert (answer.status, answer.json["file"]) == (201, None)
+    assert not {"x-file", "x-body-length"} & front.seen[1].keys()
+
+
+@pytest.mark.parametrize("encoding", ["Content-Length: 10737418240", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("expect", ["", "\nExpect: 100-continue"])
+async def test_anonymous_upload_ends_before_its_body(front: Front, encoding: str,
+                                                     expect: str) -> None:
+    length = encoding.replace("10737418240", str(LIMIT))  # more than that is 413 at once
+    answer = await front.raw(f"PUT /file?path=/a HTTP/1.1\nHost: x\n{length}{expect}")
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json == json.loads(fake_worker.problem(401))
+    assert answer.interim == []  # the client was not invited to send it
+    assert front.spooled() == []
+    assert len(front.seen) == 1
+
+
+async def test_refused_client_that_goes_on_sending_sees_the_answer(front: Front) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(f"PUT /file?path=/a HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT}\r\n\r\n".encode())
+    for _ in range(LIMIT // 2**20):  # never looks at the answer
+        writer.write(bytes(2**20))
+        await writer.drain()
+        assert front.spooled() == []
+    assert (await read_answer(reader)).status == 401
+    writer.close()
+
+
+@pytest.mark.parametrize("status", sorted({*nginx.REFUSALS} - {500}))  # 500 is no refusal of the stand-in's
+async def test_refusal_keeps_its_status(front: Front, status: int) -> None:
+    answer = await front.raw(f"POST /file HTTP/1.1\nHost: x\nContent-Length: 5\nWant: {status}", b"hello")
+    assert answer.status == status
+    assert answer.json["detail"] == "нет"
+    assert answer.headers.get("retry-after") == ("7" if status == 429 else None)
+    assert "x-file" not in front.seen[0]
+
+
+async def test_refusal_with_an_unknown_status_is_403(front: Front) -> None:
+    check_problem(await front.raw("PUT /file HTTP/1.1\nHost: x\nContent-Length: 5\nWant: 418", b"hello"),
+                  403, "forbidden")
+
+
+@pytest.mark.parametrize("want", ["0", "500"])
+async def test_question_without_an_answer_is_503(front: Front, want: str) -> None:
+    answer = await front.raw(f"{UPLOAD}\nContent-Length: 5\nWant: {want}", b"hello")
+    check_problem(answer, 503, "unavailable")
+    assert answer.headers["retry-after"]
+
+
+async def test_upload_without_any_worker_is_503(front: Front) -> None:
+    await front.runner.cleanup()
+    check_problem(await front.raw(f"{UPLOAD}\nContent-Length: 5", b"hello"), 503, "unavailable")
+    answer = await front.raw("GET /file/list HTTP/1.1\nHost: x")
+    check_problem(answer, 503, "unavailable")
+    assert answer.headers["retry-after"] == "2"
+
+
+async def test_upload_over_the_limit_is_413(front: Front) -> None:
+    size = LIMIT + nginx.FRAME_BYTES + 1
+    check_problem(await front.raw(f"{UPLOAD}\nContent-Length: {size}"), 413, "too_large")
+    assert front.seen == []
+    answer = await front.raw(f"{UPLOAD}\nTransfer-Encoding: chunked", f"{size:x}\r\n".encode() + bytes(2**20))
+    check_problem(answer, 413, "too_large")
+    wait_for(lambda: not front.spooled(), "the spooled part is removed")
+
+
+async def test_client_that_leaves_in_the_middle_leaves_nothing(front: Front) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(UPLOAD.replace("\n", "\r\n").encode() + b"\r\nContent-Length: 20000000\r\n\r\n" + bytes(10_000_000))
+    await writer.drain()
+    wait_for(front.spooled, "the body is being spooled")
+    writer.close()
+    await writer.wait_closed()
+    wait_for(lambda: not front.spooled(), "the part is removed")
+    assert [seen[""] for seen in front.seen] == ["GET /_preflight"]
+
+
+async def test_next_start_spools_elsewhere(nginx_program: Program, front: Front) -> None:
+    first = str((await front.raw(UPLOAD + "\nContent-Length: 1", b"x")).json["file"])
+    front.process.send_signal(signal.SIGTERM)
+    front.process.wait()
+    nginx.stop_leftovers(front.root / "spool")
+    assert list((front.root / "spool").iterdir()) == []
+    front.prefix, front.process = start_nginx(nginx_program, front.root, front.port, front.sockets)
+    await wait_for_async(lambda: is_up(front), "nginx answers")
+    second = str((await front.raw(UPLOAD + "\nContent-Length: 1", b"x")).json["file"])
+    assert Path(first).name == Path(second).name  # nginx counts from 1 again
+    assert first != second
+
+
+async def test_killed_master_leaves_no_process_and_no_port(front: Front) -> None:
+    children = processes.find_working_in(front.prefix, "nginx")
+    assert len(children) >= 2
+    front.process.kill()
+    front.process.wait()
+    assert processes.find_working_in(front.prefix, "nginx")  # nginx's own processes go on
+    nginx.stop_leftovers(front.root / "spool")
+    assert not processes.find_working_in(front.prefix, "nginx")
+
+
+# --- headers ---
+
+FORGED = {"x-file": "/etc/passwd", "x-body-length": "5", "x-body-transfer-encoding": "chunked",
+          "x-original-method": "PUT", "x-original-uri": "/", "x-internal": "1", "x-real-ip": "6.6.6.6",
+          "x-request-id": "mine", "x-forwarded-for": "6.6.6.6", "x-forwarded-host": "evil",
+          "x-forwarded-proto": "https", "forwarded": "for=6.6.6.6"}
+
+
+@pytest.mark.parametrize("path", ["/", "/auth/me", "/file/list", "/file"])
+async def test_forged_headers_do_not_arrive(front: Front, path: str) -> None:
+    forged = "".join(f"\n{name}: {value}\n{name.title()}: {value}" for name, value in FORGED.items())
+    await front.raw(f"POST {path} HTTP/1.1\nHost: files.example:81\nAuthorization: x{forged}")
+    assert front.seen
+    for seen in front.seen:
+        assert seen["x-real-ip"] == "127.0.0.1"
+        assert seen["x-request-id"] != "mine"
+        assert seen["host"] == "files.example:81"
+        question = {"x-original-method": "POST", "x-original-uri": path} if "_preflight" in seen[""] else {}
+        for name in FORGED.keys() - {"x-real-ip", "x-request-id"}:
+            assert seen.get(name) == question.get(name)
+
+
+async def test_each_header_is_given_once(front: Front) -> None:
+    for path in ("/x", "/x?status=404", "/x?status=500", "/file/download", "/metrics"):
+        answer = await front.raw(f"GET {path} HTTP/1.1\nHost: x")  # read_answer checks for twins
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-request-id"] != "the worker's"
+        assert answer.headers["server"] == "nginx"
+
+
+async def test_answers_of_a_worker_are_not_replaced(front: Front) -> None:
+    for status in (400, 401, 403, 404, 409, 412, 413, 416, 500, 502, 503, 507):
+        answer = await front.raw(f"GET /x?status={status} HTTP/1.1\nHost: x")
+        assert answer.status == status
+        assert "headers" in answer.json
+
+
+async def test_path_arrives_as_it_was_sent(front: Front) -> None:
+    answer = await front.raw("GET /a%2Fb/../%ff//c?d=%00%0a HTTP/1.1\nHost: x")
+    assert answer.json["path"] == "/a%2Fb/../%ff//c?d=%00%0a"
+
+
+async def test_request_without_host_gets_one(front: Front) -> None:
+    answer = await front.raw("GET /x HTTP/1.0")
+    assert json.loads(answer.body)["headers"]["Host"] == "localhost"
+
+
+# --- what nginx says by itself ---
+
+@pytest.mark.parametrize("path", [
+    "/_preflight", "/_blobs/" + BLOB, "/_blobs/", "/_blobs", "/_blobs../spool", "/_blobs/../_preflight", "/_problem",
+    "/_refuse/401", "/_refuse/", "/_refused", "/_unreadable/200", "/_unsatisfiable", "/_", "/_x", "//_preflight",
+    "/%5Fpreflight", "/x/../_preflight", "/metrics", "/metrics/", "/%6detrics", "/./metrics", "/_unreadable/"])
+async def test_what_is_not_public_is_not_there(front: Front, path: str) -> None:
+    check_problem(await front.raw(f"GET {path} HTTP/1.1\nHost: x"), 404, "not_found")
+    assert front.seen == []
+
+
+@pytest.mark.parametrize(("head", "status", "code"), [
+    ("GET / HTTP/1.1", 400, "bad_request"),  # no Host
+    ("GET / HTTP/1.1\nHost: a\nHost: b", 400, "bad_request"),
+    ("GET / HTTP/1.1\nHost: a\nContent-Length: 1\nContent-Length: 2", 400, "bad_request"),
+    ("GET / HTTP/1.1\nHost: a\nContent-Length: -1", 400, "bad_request"),
+    ("GET / HTTP/1.1\nHost: a\nContent-Length: 5\nTransfer-Encoding: chunked", 400, "bad_request"),
+    ("GET /%zz HTTP/1.1\nHost: x", 400, "bad_request"),
+    ("GET /../x HTTP/1.1\nHost: x", 400, "bad_request"),
+    ("NONSENSE", 400, "bad_request"),
+    ("POST / HTTP/1.1\nHost: a\nTransfer-Encoding: gzip", 501, "not_implemented"),
+    ("GET / HTTP/9.9\nHost: a", 505, "bad_request"),
+    ("TRACE / HTTP/1.1\nHost: x", 405, "method_not_allowed"),
+    ("CONNECT x:1 HTTP/1.1\nHost: x", 400, "bad_request"),
+    (f"GET /{'x' * 20000} HTTP/1.1\nHost: x", 414, "address_too_long"),
+    (f"GET / HTTP/1.1\nHost: x\nX-Long: {'x' * 20000}", 431, "headers_too_large"),
+    ("POST /x HTTP/1.1\nHost: x\nContent-Length: 1048577", 413, "too_large"),
+    ("POST /auth/register HTTP/1.1\nHost: x\nContent-Length: 65537", 413, "too_large"),
+])
+async def test_error_of_nginx_is_problem_json(front: Front, head: str, status: int, code: str) -> None:
+    check_problem(await front.raw(head), status, code)
+    assert front.seen == []
+
+
+async def test_small_bodies_do_not_touch_the_disk(front: Front) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(999_999))
+    await writer.drain()
+    await asyncio.sleep(0)
+    assert front.spooled() == []
+    writer.write(b"x")
+    assert (await read_answer(reader)).json["received"] == 1_000_000
+    writer.close()
+
+
+# --- downloads ---
+
+async def test_download_has_all_headers(front: Front) -> None:
+    answer = await front.raw("GET /file/download HTTP/1.1\nHost: x")
+    assert (answer.status, answer.body) == (200, b"0123456789")
+    for name, value in {"content-type": "text/plain", "etag": '"v1"', "repr-digest": "sha-256=:AA==:",
+                        "last-modified": "Fri, 11 Sep 2020 17:22:05 GMT", "cache-control": "private, no-cache",
+                        "content-disposition": 'attachment; filename="a.txt"', "accept-ranges": "bytes",
+                        "content-security-policy": "sandbox; default-src 'none'",
+                        "cross-origin-resource-policy": "same-origin"}.items():
+        assert answer.headers[name] == value
+
+
+@pytest.mark.parametrize(("headers", "status", "body"), [
+    ("Range: bytes=2-4", 206, b"234"),
+    ("Range: bytes=-3", 206, b"789"),
+    ("Range: bytes=8-", 206, b"89"),
+    ("Range: bytes=8-99", 206, b"89"),
+    ("Range: letters=1-2", 200, b"0123456789"),
+    ('Range: bytes=0-1\nIf-Range: "v1"', 206, b"01"),
+    ('Range: bytes=0-1\nIf-Range: "v0"', 200, b"0123456789"),
+    ("Range: bytes=0-1\nIf-Range: Fri, 11 Sep 2020 17:22:05 GMT", 206, b"01"),
+    ("Range: bytes=0-1\nIf-Range: Fri, 11 Sep 2020 17:22:06 GMT", 200, b"0123456789"),
+    ('If-None-Match: "v1"', 200, b"0123456789"),  # the worker's business
+    ("Range: bytes=" + ",".join(["0-0"] * 9), 200, b"0123456789"),
+])
+async def test_download_of_a_part(front: Front, headers: str, status: int, body: bytes) -> None:
+    answer = await front.raw(f"GET /file/download HTTP/1.1\nHost: x\n{headers}")
+    assert (answer.status, answer.body) == (status, body)
+    assert answer.headers["etag"] == '"v1"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_range_that_is_not_there(front: Front) -> None:
+    answer = await front.raw("GET /file/download HTTP/1.1\nHost: x\nRange: bytes=10-")
+    check_problem(answer, 416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == "bytes */10"
+
+
+async def test_head_of_a_download(front: Front) -> None:
+    async with front.session.head(f"{front.url}/file/download") as response:
+        assert (response.status, response.headers["Content-Length"]) == (200, "10")
+        assert response.headers["ETag"] == '"v1"'
+
+
+@pytest.mark.parametrize("blob", ["ab/nothing", "ab/", "cd/link"])
+async def test_missing_bytes_are_our_fault(front: Front, blob: str) -> None:
+    (front.root / "blobs" / "cd").mkdir()
+    (front.root / "blobs" / "cd" / "link").symlink_to(front.root / "blobs" / BLOB)
+    answer = await front.raw(f"GET /file/download?blob={blob} HTTP/1.1\nHost: x")
+    check_problem(answer, 500, "content_unavailable")
+    assert "etag" not in answer.headers
+
+
+async def test_worker_that_leads_out_of_the_blobs_gets_nowhere(front: Front) -> None:
+    for blob in ("../spool", "ab/../../nginx.conf"):
+        check_problem(await front.raw(f"GET /file/download?blob={blob} HTTP/1.1\nHost: x"), 404, "not_found")
+
+
+# --- workers ---
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
+async def test_worker_that_cannot_be_reached_is_passed_over(front: Front, method: str) -> None:
+    for _ in range(10):  # one of two is not there
+        assert (await front.raw(f"{method} /x HTTP/1.1\nHost: x\nContent-Length: 0")).status == 200
+
+
+async def test_delete_is_never_sent_twice(front: Front) -> None:
+    answers = [await front.raw("DELETE /x HTTP/1.1\nHost: x") for _ in range(30)]
+    reached = [answer for answer in answers if answer.status == 200]
+    assert 0 < len(reached) == len(front.seen) < 30
+    for answer in answers:
+        if answer.status != 200:
+            check_problem(answer, 503, "unavailable")

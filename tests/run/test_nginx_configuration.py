@@ -1,0 +1,119 @@
+"""The text of nginx's configuration: that it is accepted, and that it keeps our rules."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.config import Config
+from service.run import nginx
+from service.run.processes import StartError
+from service.run.programs import Program
+
+PER_REQUEST = {"X-File", "X-Body-Length", "X-Body-Transfer-Encoding", "X-Original-Method", "X-Original-Uri"}
+
+
+def render(workers: int = 2, host: str = "127.0.0.1") -> str:
+    sockets = [Path(f"/run/some where/worker-{number}.sock") for number in range(workers)]
+    return nginx.render(Config(host=host), sockets, as_root=os.geteuid() == 0)
+
+
+def locations() -> dict[str, str]:
+    """Each location of the server and its lines."""
+    found = re.findall(r"^ {8}location ([^{]+) \{.*?$\n(.*?)^ {8}\}$", render(), re.MULTILINE | re.DOTALL)
+    assert len(found) == render().count("location ") - sum(body.count("location ") for _, body in found)
+    return dict(found)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost", "*"])
+def test_nginx_accepts_it(nginx_program: Program, tmp_path: Path, workers: int, host: str) -> None:
+    for name in ("spool", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "nginx.conf").write_text(render(workers, host))
+    prefix = nginx.make_prefix(tmp_path / "spool")
+    nginx.check_configuration(nginx_program, prefix, tmp_path / "run" / "nginx.conf")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"spool", "run"}
+
+
+def test_wrong_configuration_is_told(nginx_program: Program, tmp_path: Path) -> None:
+    (tmp_path / "nginx.conf").write_text("nonsense;")
+    with pytest.raises(StartError, match='unknown directive "nonsense"'):
+        nginx.check_configuration(nginx_program, tmp_path, tmp_path / "nginx.conf")
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "{{" not in render() and "}}" not in render()
+
+
+def test_neither_regular_expressions_nor_rewriting() -> None:
+    text = re.sub(r"#.*", "", render())
+    assert not re.search(r"location\s+[~^]|location\s+\^~", text)
+    assert not re.search(r"\b(rewrite|if|slice|dav_methods|set|root|try_files)\s", text)
+    assert "~" not in text
+
+
+def test_alias_and_its_location_end_in_a_slash() -> None:
+    aliases = {name: body for name, body in locations().items() if "alias " in body}
+    assert list(aliases) == ["/_blobs/"]
+    for name, body in aliases.items():
+        assert name.endswith("/")
+        assert re.findall(r"alias (\S+);", body) == ["../../blobs/"]
+
+
+def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
+    common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
+    proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
+    assert set(proxied) == {"/", "/auth/", "= /file", "= /_preflight"}
+    for body in proxied.values():
+        names = re.findall(r"proxy_set_header (\S+)", body)
+        assert len(set(names)) == len(names)
+        assert set(names) - {"Content-Length"} == common | PER_REQUEST
+
+
+def test_only_uploads_carry_the_name_of_a_file() -> None:
+    assert [name for name, body in locations().items() if "X-File $" in body] == ["= /file"]
+
+
+def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:
+    common = (nginx.FOLDER / "headers.conf").read_text().count("add_header")
+    for name, body in locations().items():
+        if "add_header" in body and name != "= /_unsatisfiable":
+            assert body.count("add_header X-Request-Id") == body.count("add_header X-Content-Type-Options") == 1
+    assert common == 2
+
+
+def test_every_internal_address_is_internal() -> None:
+    for name, body in locations().items():
+        if name.removeprefix("= ").startswith("/_") and name != "/_":
+            assert "internal;" in body
+            assert "client_max_body_size 0;" in body
+
+
+def test_gixy_finds_nothing(tmp_path: Path) -> None:
+    gixy = Path(sys.executable).with_name("gixy")
+    if not gixy.exists():
+        assert shutil.which("gixy") is None
+        pytest.skip("gixy is not installed here")
+    (tmp_path / "nginx.conf").write_text(render())
+    # the workers are on unix sockets, so there are no names to resolve; of the headers there is a test of our own
+    done = subprocess.run([str(gixy), "--skips", "missing_resolver,add_header_redefinition",
+                           str(tmp_path / "nginx.conf")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["a$b", 'a"b', "a'b", "a\\b", "a\nb", "a\x7fb"])
+def test_data_root_that_nginx_would_misread_is_refused(name: str) -> None:
+    with pytest.raises(StartError, match="choose a data root without"):
+        nginx.check_data_root(Path("/srv") / name)
+    nginx.check_data_root(Path("/srv/a b/д~;#{}[]*?%&,"))
+
+
+@pytest.mark.parametrize("host", ["a b", "x;", "{", "$host", "a/b"])
+def test_host_that_nginx_would_misread_is_refused(host: str) -> None:
+    with pytest.raises(StartError, match="cannot listen on the address"):
+        render(host=host)
