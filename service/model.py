@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NewType
+from typing import Literal, NewType
 from uuid import UUID
 
 import uuid_utils.compat
@@ -13,6 +13,8 @@ SessionId = NewType("SessionId", UUID)
 FileId = NewType("FileId", UUID)
 VersionId = NewType("VersionId", UUID)
 BlobKey = NewType("BlobKey", UUID)
+LinkId = NewType("LinkId", UUID)
+LinkKind = Literal["download", "upload"]
 
 
 def new_uuid() -> UUID:
@@ -125,6 +127,39 @@ class Delivery:
     sha256: bytes
     etag: str
     modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A public link.  `path`: of its file, None if that is in the trash or was not asked for."""
+
+    id: LinkId
+    user_id: UserId
+    file_id: FileId
+    is_folder: bool
+    kind: LinkKind
+    path: str | None
+    password_hash: str | None = field(repr=False)
+    max_downloads: int | None
+    downloads: int
+    created_at: datetime
+    expires_at: datetime | None
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether its limit is reached."""
+        return self.max_downloads is not None and self.downloads >= self.max_downloads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChild:
+    """What a visitor of a link sees of a file or folder in the linked folder."""
+
+    name: str
+    is_folder: bool
+    updated_at: datetime
+    size_bytes: int
+    content_type: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
