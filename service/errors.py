@@ -73,6 +73,18 @@ class InvalidCredentials(ServiceError):
     code = "invalid_credentials"
 
 
+class LinkLocked(ServiceError):
+    """This link needs its password."""
+
+    code = "link_password_required"
+
+
+class InvalidLinkPassword(LinkLocked):
+    """This is not the password of the link."""
+
+    code = "invalid_link_password"
+
+
 class InvalidRefreshToken(ServiceError):
     """The refresh token is unknown, expired or has been used before."""
 
@@ -89,6 +101,12 @@ class NotFound(ServiceError):
     """There is nothing here for this account."""
 
     code = "not_found"
+
+
+class AddressExpired(ServiceError):
+    """The time of this address is over."""
+
+    code = "address_expired"
 
 
 class MethodNotAllowed(ServiceError):

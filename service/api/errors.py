@@ -15,6 +15,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.Unauthenticated: 401,
     errors.InvalidCredentials: 401,
     errors.InvalidRefreshToken: 401,
+    errors.LinkLocked: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
@@ -22,6 +23,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.NotAFolder: 409,
     errors.IsAFolder: 409,
     errors.Conflict: 409,
+    errors.AddressExpired: 410,
     errors.PreconditionFailed: 412,
     errors.TooLarge: 413,
     errors.UnsupportedEncoding: 415,
@@ -56,7 +58,8 @@ def render(error: errors.ServiceError, request_id: str, *, headers: dict[str, st
         problem["field"] = error.field
     headers = dict(headers or {})
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 6750, section 3
+        # RFC 6750, section 3; a name of our own for links, since Basic would open a browser's dialogue
+        headers["WWW-Authenticate"] = "Link-Password" if isinstance(error, errors.LinkLocked) else "Bearer"
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"  # RFC 9110, section 15.5.17
     if error.retry_after_seconds is not None:

@@ -1,16 +1,14 @@
 """Accounts and sessions: register, log in, refresh, log out, and who makes a request."""
 
-import asyncio
 import hashlib
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
 from service.cache.base import Cache
 from service.db import files, sessions, users
 from service.db.pool import Connection, Database
-from service.errors import InvalidCredentials, InvalidField, InvalidRefreshToken, TooManyRequests, Unauthenticated
+from service.domain.throttle import network, throttle
+from service.errors import InvalidCredentials, InvalidField, InvalidRefreshToken, Unauthenticated
 from service.model import Caller, SessionId, Tokens, User, UserId, new_uuid
 from service.security.passwords import Passwords
 from service.security.secrets import new_refresh_token, parse_refresh_token
@@ -46,7 +44,7 @@ class Accounts:
     async def register(self, username: str, password: str, *, address: str) -> User:
         """Make an account with its root folder; raise UsernameTaken, InvalidField, TooManyRequests."""
         username = _check_username(username)
-        await self._throttle([(f"register:{_network(address)}", self._limits.requests_per_minute)])
+        await throttle(self._cache, [(f"register:{network(address)}", self._limits.requests_per_minute)])
         password_hash = await self._passwords.hash(password)
 
         async def work(conn: Connection) -> User:
@@ -64,11 +62,11 @@ class Accounts:
         TooManyRequests before anything is hashed.
         """
         username = unicodedata.normalize("NFC", username)
-        network = _network(address)
+        where = network(address)
         account = hashlib.sha256(username.encode()).hexdigest()[:32]
-        await self._throttle([
-            (f"login:{network}", self._limits.requests_per_minute),
-            (f"login:{network}:{account}", self._limits.login_attempts_per_minute),
+        await throttle(self._cache, [
+            (f"login:{where}", self._limits.requests_per_minute),
+            (f"login:{where}:{account}", self._limits.login_attempts_per_minute),
             # many networks against one account; wide enough that a stranger can hardly lock its owner out
             (f"login:{account}", 10 * self._limits.login_attempts_per_minute),
         ])
@@ -94,7 +92,7 @@ class Accounts:
         Raises InvalidRefreshToken, TooManyRequests.
         """
         session_id, old_sha256 = parse_refresh_token(refresh_token)
-        await self._throttle([(f"refresh:{_network(address)}", 10 * self._limits.requests_per_minute)])
+        await throttle(self._cache, [(f"refresh:{network(address)}", 10 * self._limits.requests_per_minute)])
         new_token, new_sha256 = new_refresh_token(session_id)
         async with self._database.connection() as conn:
             user_id = await sessions.update_refresh(conn, session_id, old_sha256=old_sha256, new_sha256=new_sha256,
@@ -134,11 +132,6 @@ class Accounts:
             raise Unauthenticated()
         return user
 
-    async def _throttle(self, buckets: Sequence[tuple[str, int]]) -> None:
-        waits = await asyncio.gather(*(self._cache.take(key, per_minute=limit, burst=limit) for key, limit in buckets))
-        if (wait := max(waits)) > 0:
-            raise TooManyRequests(retry_after_seconds=int(wait) + 1)
-
 
 def _session_key(session_id: SessionId) -> str:
     return f"session:{session_id}"
@@ -150,16 +143,3 @@ def _check_username(username: str) -> str:
     if username != username.strip():
         raise InvalidField("A username may not begin or end with white space.", field="username")
     return username
-
-
-def _network(address: str) -> str:
-    """What one attacker usually has: an IPv4 /24, an IPv6 /64."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is None:
-            return parsed.exploded[:19]
-        parsed = parsed.ipv4_mapped
-    return str(parsed).rpartition(".")[0]

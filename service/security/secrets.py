@@ -1,4 +1,4 @@
-"""Refresh tokens: random, so a plain SHA-256 is enough to store them by."""
+"""Refresh tokens and the tokens of links: random, so a plain SHA-256 is enough to store them by."""
 
 import hashlib
 import hmac
@@ -34,3 +34,17 @@ def digests_equal(one: bytes, other: bytes) -> bool:
 def _digest(secret: str) -> bytes:
     # Of the text, not of the bytes it encodes: four texts decode to the same bytes, and only one was given out.
     return hashlib.sha256(secret.encode()).digest()
+
+
+_LINK_TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")
+
+
+def new_link_token() -> tuple[str, bytes]:
+    """A fresh token of a public link, 32 characters with 192 random bits, and the digest to store."""
+    token = secrets.token_urlsafe(24)
+    return token, _digest(token)
+
+
+def parse_link_token(text: str) -> bytes | None:
+    """The digest to look for; None for a text that is no token."""
+    return _digest(text) if _LINK_TOKEN.fullmatch(text) else None

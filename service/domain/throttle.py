@@ -1,0 +1,28 @@
+"""How often something may be tried, counted for what one attacker usually has."""
+
+import asyncio
+from collections.abc import Sequence
+from ipaddress import IPv6Address, ip_address
+
+from service.cache.base import Cache
+from service.errors import TooManyRequests
+
+
+async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
+    """Take one from each bucket (its key, and how many a minute it gives); raise TooManyRequests if one is empty."""
+    waits = await asyncio.gather(*(cache.take(key, per_minute=limit, burst=limit) for key, limit in buckets))
+    if (wait := max(waits)) > 0:
+        raise TooManyRequests(retry_after_seconds=int(wait) + 1)
+
+
+def network(address: str) -> str:
+    """What one attacker usually has: an IPv4 /24, an IPv6 /64."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is None:
+            return parsed.exploded[:19]
+        parsed = parsed.ipv4_mapped
+    return str(parsed).rpartition(".")[0]
