@@ -13,7 +13,8 @@ import structlog
 from aiohttp import web
 
 from service.api.keys import BEHIND_NGINX, DOMAIN, STORE, Domain
-from service.api.middleware import identify, observe
+from service.api.middleware import identify, observe, stamp
+from service.api.protocol import Runner
 from service.api.rest.docs import documentation
 from service.api.routes import add_routes
 from service.cache.base import Cache
@@ -40,6 +41,7 @@ def build(config: Config, *, behind_nginx: bool) -> web.Application:
     """The application; what it needs is opened at its start-up and closed at its end."""
     app = web.Application(middlewares=[observe, identify])
     app[BEHIND_NGINX] = behind_nginx
+    app.on_response_prepare.append(stamp)
     add_routes(app)
     app.cleanup_ctx.append(documentation)
     app.cleanup_ctx.append(_domain(config))
@@ -113,9 +115,9 @@ async def run_worker(config: Config, *, unix_socket: Path | None) -> None:
     With a `unix_socket` nginx is in front of it; without, the worker serves the public address by itself.
     """
     configure_logs(config.log_level)
-    runner = web.AppRunner(build(config, behind_nginx=unix_socket is not None), access_log=None,
-                           keepalive_timeout=KEEPALIVE_SECONDS, auto_decompress=False, read_bufsize=2**18,
-                           max_line_size=32768, max_field_size=16384, shutdown_timeout=DRAIN_SECONDS)
+    runner = Runner(build(config, behind_nginx=unix_socket is not None), access_log=None,
+                    keepalive_timeout=KEEPALIVE_SECONDS, auto_decompress=False, read_bufsize=2**18,
+                    max_line_size=32768, max_field_size=16384, shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
     try:
         await _listen(runner, config, unix_socket)

@@ -11,6 +11,7 @@ from service.api import body
 from service.api.auth import authenticate
 from service.api.errors import from_aiohttp, render
 from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Trace
+from service.api.protocol import SERVER
 from service.api.routes import PUBLIC_HANDLERS
 from service.model import new_uuid
 
@@ -43,11 +44,16 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         if claim is not None:
             request.app[DOMAIN].content.release(claim.key)
-    if not response.prepared:
-        response.headers["X-Request-Id"] = trace.request_id
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
     _log(request, response, trace, time.perf_counter() - begin)
     return response
+
+
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """For `app.on_response_prepare`: what every answer carries, also one that a handler begins to send by itself."""
+    if (trace := request.get(TRACE)) is not None:
+        response.headers.setdefault("X-Request-Id", trace.request_id)
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers["Server"] = SERVER
 
 
 def _render(error: Exception, trace: Trace) -> web.Response:

@@ -153,7 +153,6 @@ async def list_files(request: web.Request) -> web.StreamResponse:
     """Every file of the caller, streamed."""
     response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8",
                                            "Cache-Control": "no-store"})
-    response.headers["X-Request-Id"] = request[TRACE].request_id
     pending = b""  # what comes before the next line; nothing is sent before PostgreSQL has answered
 
     async def write(lines: bytes) -> None:
