@@ -272,8 +272,9 @@ class LocalStore:
         """One fsync serves all that were waiting before it began."""
         running = self._syncs.get(folder)
         if running is not None:
-            # it may have begun before our link: wait, then see whether somebody has begun the next one
-            await asyncio.wait([running])
+            # It may have begun before our link: wait, then see whether somebody has begun the next one.  If it fails, so
+            # do we: our link may be in what it lost, and the kernel reports that once, to nobody who comes later.
+            await asyncio.shield(running)
             running = self._syncs.get(folder)
         if running is None:
             running = asyncio.ensure_future(self.run(_sync_folder, folder))
