@@ -169,16 +169,16 @@ class Claimed:
 
 CLAIM_FILE = """
 -- make the file or lock the one that is there; nothing is returned if the name is a folder's
-INSERT INTO files (id, user_id, parent_id, name, is_folder, head_id) VALUES ($1, $2, $3, $4, false, $5)
+INSERT INTO files (id, user_id, parent_id, name, is_folder, head_id, head_bytes) VALUES ($1, $2, $3, $4, false, $5, $6)
 ON CONFLICT (parent_id, name) WHERE deleted_at IS NULL DO UPDATE SET updated_at = now() WHERE NOT files.is_folder
 RETURNING id, head_id, created_at, updated_at
 """
 
 
 async def claim_file(conn: Connection, *, file_id: FileId, user_id: UserId, parent_id: FileId, name: str,
-                     version_id: VersionId) -> Claimed:
+                     version_id: VersionId, size_bytes: int) -> Claimed:
     """Make a file whose version follows in this transaction, or lock the one of that name; raise IsAFolder."""
-    row = await conn.fetchrow(CLAIM_FILE, file_id, user_id, parent_id, name, version_id)
+    row = await conn.fetchrow(CLAIM_FILE, file_id, user_id, parent_id, name, version_id, size_bytes)
     if row is None:
         raise IsAFolder(field="path")
     return Claimed(id=FileId(row["id"]), head_id=VersionId(row["head_id"]), created_at=row["created_at"],
@@ -187,7 +187,7 @@ async def claim_file(conn: Connection, *, file_id: FileId, user_id: UserId, pare
 
 UPDATE_HEAD = """
 -- readers see the new version from the commit on
-UPDATE files SET head_id = $2 WHERE id = $1
+UPDATE files SET (head_id, head_bytes) = (SELECT id, blob_bytes FROM versions WHERE id = $2) WHERE id = $1
 """
 
 

@@ -29,7 +29,8 @@ async def get_version(conn: Connection, version_id: VersionId) -> Version:
 
 INSERT_VERSION = """
 -- the new content of a file
-INSERT INTO versions (id, file_id, number, blob_id, content_type) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO versions (id, file_id, number, blob_id, blob_bytes, content_type)
+VALUES ($1, $2, $3, $4, (SELECT size_bytes FROM blobs WHERE id = $4), $5)
 """
 
 

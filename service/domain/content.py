@@ -218,7 +218,7 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     parent_id = await _make_folders(conn, user_id, path[:-1])
     version_id = VersionId(new_uuid())
     claimed = await files.claim_file(conn, file_id=FileId(new_uuid()), user_id=user_id, parent_id=parent_id,
-                                     name=path[-1], version_id=version_id)
+                                     name=path[-1], version_id=version_id, size_bytes=staged.size_bytes)
     is_new = claimed.head_id == version_id
     check_conditions(conditions, None if is_new else etag_of(claimed.head_id))
     old = None if is_new else await versions.get_version(conn, claimed.head_id)
