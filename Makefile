@@ -17,10 +17,10 @@ $(foreach setting,$(SHORT_SETTINGS),$(eval $(call pass_on,$(setting))))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test migrate lint lock clean
+.PHONY: help run test migrate lint lock clean docker-up docker-down
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/installed ## start everything on http://127.0.0.1:9000 (PORT=, DATA_ROOT=); Ctrl-C ends it
 	@exec $(PY) -m service run
@@ -35,6 +35,12 @@ lint: $(VENV)/installed-dev ## check style (flake8), types (mypy --strict) and w
 	$(PY) -m flake8
 	$(PY) -m mypy
 	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+docker-up: ## start everything in containers on http://127.0.0.1:9000 (PORT=)
+	@docker compose -f docker/compose.yaml up -d --build --wait
+
+docker-down: ## end the containers; the data stays
+	@docker compose -f docker/compose.yaml down
 
 lock: $(VENV)/venv ## choose the versions of all libraries again
 	$(PIP) install uv
