@@ -1,6 +1,6 @@
 """Public links: found by the digest of their token, used up by a counter."""
 
-from datetime import datetime
+from dataclasses import replace
 from typing import cast
 
 import asyncpg
@@ -16,13 +16,12 @@ RETURNING created_at, expires_at
 """
 
 
-async def insert_link(conn: Connection, link: Link, *, token_sha256: bytes,
-                      expires_in_seconds: int | None) -> tuple[datetime, datetime | None]:
-    """Keep a new link; when it was made and when it expires.  The file has to be there, or its key is violated."""
+async def insert_link(conn: Connection, link: Link, *, token_sha256: bytes, expires_in_seconds: int | None) -> Link:
+    """Keep a new link; the link with its times.  The file has to be there, or its key is violated."""
     row = await conn.fetchrow(INSERT_LINK, link.id, link.user_id, link.file_id, link.is_folder, link.kind, token_sha256,
                               link.password_hash, link.max_downloads, expires_in_seconds)
     assert row is not None
-    return row["created_at"], row["expires_at"]
+    return replace(link, created_at=row["created_at"], expires_at=row["expires_at"])
 
 
 GET_LINK = """
@@ -140,6 +139,41 @@ async def list_child_files(conn: Connection, folder_id: FileId, *, after: str, l
 def _child(row: asyncpg.Record) -> LinkChild:
     return LinkChild(name=row["name"], is_folder=row["is_folder"], updated_at=row["updated_at"],
                      size_bytes=row["size_bytes"] or 0, content_type=row["content_type"] or "")
+
+
+FIND_FREE_NAME = """
+-- the first of these names that nothing in the folder has
+SELECT wanted.name FROM unnest($2::text[]) WITH ORDINALITY AS wanted (name, position)
+WHERE NOT EXISTS (SELECT FROM files WHERE parent_id = $1 AND files.name = wanted.name AND deleted_at IS NULL)
+ORDER BY position LIMIT 1
+"""
+
+
+async def find_free_name(conn: Connection, folder_id: FileId, names: list[str]) -> str | None:
+    """The first name that is free; it stays so only under `files.lock_tree`."""
+    name = await conn.fetchval(FIND_FREE_NAME, folder_id, names)
+    return None if name is None else str(name)
+
+
+FIND_BELOW = """
+-- from a folder along the names; no name means "up" or "here", so there is no way out of the folder
+WITH RECURSIVE walk AS (
+    SELECT $1::uuid AS id, 0 AS depth
+    UNION ALL
+    SELECT child.id, walk.depth + 1
+    FROM walk
+    JOIN files AS child ON child.parent_id = walk.id AND child.name = ($2::text[])[walk.depth + 1]
+        AND child.deleted_at IS NULL
+    WHERE walk.depth < cardinality($2::text[])
+)
+SELECT id FROM walk WHERE depth = cardinality($2::text[])
+"""
+
+
+async def find_below(conn: Connection, folder_id: FileId, path: tuple[str, ...]) -> FileId | None:
+    """What the path leads to from the folder; None if there is nothing."""
+    found = await conn.fetchval(FIND_BELOW, folder_id, path)
+    return None if found is None else FileId(found)
 
 
 def _link(row: asyncpg.Record) -> Link:

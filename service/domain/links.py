@@ -1,0 +1,254 @@
+"""Public links: what who knows a token may do without an account.
+
+A link acts for its maker, who owns what it leads to: it names the file or folder by id, so it follows a move, and does
+nothing while that is in the trash.  Everything but "is there such a link" comes after the password.
+"""
+
+from dataclasses import dataclass, field
+
+from service.db import files, links
+from service.db.pool import Connection, Database
+from service.domain.content import Content, Place, Target, get
+from service.domain.throttle import network, throttle
+from service.cache.base import Cache
+from service.errors import InvalidField, InvalidLinkPassword, IsAFolder, LinkLocked, NotAFolder, NotFound
+from service.model import (
+    Caller, Delivery, File, FileId, Folder, Link, LinkChild, LinkId, LinkKind, SessionId, Staged, new_uuid,
+)
+from service.security.addresses import LinkProofs
+from service.security.passwords import Passwords
+from service.security.secrets import new_link_token, parse_link_token
+
+PASSWORD_PROOF_SECONDS = 3600
+RESUME_PROOF_SECONDS = 3600
+PAGE_CHILDREN = 200
+
+# one text for all that a visitor is not to tell apart: unknown, expired, revoked, used up, its file gone
+GONE = "There is nothing here: the address is wrong, or the link is no longer valid."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How often a password may be tried, from one network; ten times as often from all of them."""
+
+    password_attempts_per_minute: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What a visitor shows: a password or the proof of having shown it, the proof of a download begun before."""
+
+    password: str | None = field(default=None, repr=False)
+    proof: str = field(default="", repr=False)
+    resume: str = field(default="", repr=False)
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A link that may be used: `found` is its file or folder, or what `within` leads to in that folder.
+
+    `is_resumed`: this goes on with a download that was counted.
+    """
+
+    link: Link
+    found: File | Folder
+    within: tuple[str, ...]
+    is_resumed: bool
+
+    @property
+    def owner(self) -> Caller:
+        """For whom the link acts; the link stands for the session."""
+        return Caller(user_id=self.link.user_id, session_id=SessionId(self.link.id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Children:
+    """A part of a folder's list; `next_after` is where the next part begins, None if there is none."""
+
+    children: list[LinkChild]
+    next_after: tuple[bool, str] | None
+
+
+class Links:
+    """Making links, and using them."""
+
+    def __init__(self, database: Database, content: Content, cache: Cache, passwords: Passwords, proofs: LinkProofs,
+                 limits: Limits) -> None:
+        self._database = database
+        self._content = content
+        self._cache = cache
+        self._passwords = passwords
+        self._proofs = proofs
+        self._limits = limits
+
+    # --- for the maker ---
+
+    async def create(self, caller: Caller, place: Place, *, kind: LinkKind, password: str | None,
+                     max_downloads: int | None, expires_in_seconds: int | None) -> tuple[Link, str]:
+        """A new link, and its token, which is not to be had again.
+
+        Raises NotFound, NotAFolder (only a folder takes uploads), InvalidField (the password).
+        """
+        password_hash = None if password is None else await self._passwords.hash(password)
+        token, token_sha256 = new_link_token()
+
+        async def work(conn: Connection) -> Link:
+            await files.lock_tree_shared(conn, caller.user_id)
+            found = await get(conn, caller.user_id, place)
+            is_folder = isinstance(found, Folder)
+            if kind == "upload" and not is_folder:
+                raise NotAFolder("Only a folder can take uploads.", field="path")
+            link = Link(
+                id=LinkId(new_uuid()), user_id=caller.user_id, file_id=found.id, is_folder=is_folder, kind=kind,
+                path=found.path, password_hash=password_hash, max_downloads=max_downloads, downloads=0,
+                created_at=found.created_at, expires_at=None)
+            return await links.insert_link(conn, link, token_sha256=token_sha256,
+                                           expires_in_seconds=expires_in_seconds)
+
+        return await self._database.in_transaction(work), token
+
+    async def list(self, caller: Caller, place: Place | None) -> list[Link]:
+        """The caller's links, the oldest first; with a place only those to the file or folder there."""
+        async with self._database.connection() as conn:
+            file_id = None if place is None else (await get(conn, caller.user_id, place)).id
+            return await links.list_links(conn, caller.user_id, file_id=file_id)
+
+    async def revoke(self, caller: Caller, link_id: LinkId) -> None:
+        """End a link; raise NotFound, also for another account's."""
+        async with self._database.connection() as conn:
+            if not await links.delete_link(conn, caller.user_id, link_id):
+                raise NotFound()
+
+    # --- for visitors ---
+
+    async def open(self, token: str, key: Key, within: tuple[str, ...] = ()) -> Opened:
+        """What the token, or the path from its folder, leads to.
+
+        Raises NotFound, then LinkLocked, InvalidLinkPassword or TooManyRequests, and only then NotFound for the path.
+        """
+        link, found = await self._find(token)
+        if link.is_used_up and not key.resume:
+            raise NotFound(GONE)
+        await self._check_key(link, key)
+        if within:
+            if link.kind == "upload":
+                raise NotFound(GONE)
+            found = await self._find_below(link, within)
+        is_resumed = isinstance(found, File) and self._proofs.is_valid(key.resume, *_resume(link, found))
+        if link.is_used_up and not is_resumed:
+            raise NotFound(GONE)
+        return Opened(link=link, found=found, within=within, is_resumed=is_resumed)
+
+    async def _find(self, token: str) -> tuple[Link, File | Folder]:
+        digest = parse_link_token(token)
+        if digest is None:
+            raise NotFound(GONE)
+        async with self._database.connection() as conn:
+            link = await links.get_link(conn, digest)
+            found = None if link is None else await files.get_by_id(conn, link.user_id, link.file_id)
+        if link is None or found is None:
+            raise NotFound(GONE)
+        return link, found
+
+    async def _find_below(self, link: Link, within: tuple[str, ...]) -> File | Folder:
+        async with self._database.connection() as conn:
+            file_id = await links.find_below(conn, link.file_id, within)
+            found = None if file_id is None else await files.get_by_id(conn, link.user_id, file_id)
+        if found is None:
+            raise NotFound("There is no such file in this folder.")
+        return found
+
+    async def _check_key(self, link: Link, key: Key) -> None:
+        """Nothing may be told before this: neither a name nor a size."""
+        if link.password_hash is None or self._proofs.is_valid(key.proof, *_password(link)):
+            return
+        if key.password is None:
+            raise LinkLocked()
+        # before the hash is computed, which is what costs us; the second one is for many networks against one link
+        attempts = self._limits.password_attempts_per_minute
+        await throttle(self._cache, [(f"link:{link.id}:{network(key.address)}", attempts),
+                                     (f"link:{link.id}", 10 * attempts)])
+        if not await self._passwords.verify(key.password, link.password_hash):
+            raise InvalidLinkPassword(field="password")
+
+    async def unlock(self, token: str, key: Key) -> str:
+        """Exchange the password for a proof, good for `PASSWORD_PROOF_SECONDS`; raises what `open` does."""
+        opened = await self.open(token, key)
+        if opened.link.password_hash is None:
+            return ""
+        return self._proofs.make(*_password(opened.link), ttl_seconds=PASSWORD_PROOF_SECONDS)
+
+    async def list_children(self, opened: Opened, after: tuple[bool, str] = (False, "")) -> Children:
+        """A part of what is directly in an opened folder; `after`: (whether it was a file, its name) of the last."""
+        limit = PAGE_CHILDREN + 1
+        in_files, name = after
+        found: list[LinkChild] = []
+        async with self._database.connection() as conn:
+            if not in_files:
+                found = await links.list_child_folders(conn, opened.found.id, after=name, limit=limit)
+                name = ""
+            if len(found) < limit:
+                found += await links.list_child_files(conn, opened.found.id, after=name, limit=limit - len(found))
+        shown = found[:PAGE_CHILDREN]
+        more = len(found) > PAGE_CHILDREN
+        return Children(children=shown, next_after=(not shown[-1].is_folder, shown[-1].name) if more else None)
+
+    async def deliver(self, opened: Opened) -> Delivery:
+        """Decide to send the opened file; whether it counts is the next question.  Raises NotFound, IsAFolder."""
+        if isinstance(opened.found, Folder):
+            raise IsAFolder("This is a folder; only files can be downloaded.", field="path")
+        return await self._content.deliver(opened.owner, opened.found.id)
+
+    async def count(self, opened: Opened) -> str:
+        """Use the link once, before a byte is sent; raise NotFound if it has been used up in the meantime.
+
+        Returns a proof for a visitor whose download breaks off: with it the rest is not counted again, for
+        `RESUME_PROOF_SECONDS`.  Empty where there is no limit.
+        """
+        if opened.is_resumed:
+            return ""
+        link = opened.link
+
+        async def work(conn: Connection) -> bool:
+            if link.max_downloads is None:
+                await links.do_not_wait_for_disk(conn)
+            return await links.count_use(conn, link.id)
+
+        if not await self._database.in_transaction(work):
+            raise NotFound(GONE)
+        if link.max_downloads is None or not isinstance(opened.found, File):
+            return ""
+        return self._proofs.make(*_resume(link, opened.found), ttl_seconds=RESUME_PROOF_SECONDS)
+
+    async def admit(self, opened: Opened, size_bytes: int | None) -> None:
+        """Refuse an upload before its first byte; raises TooLarge, QuotaExceeded, StorageFull."""
+        # a folder's id: an upload through a link replaces nothing that would make room
+        await self._content.admit(opened.owner, size_bytes, opened.found.id)
+
+    async def store(self, opened: Opened, name: str, staged: Staged, *, content_type: str) -> None:
+        """Store an upload under its name or a numbered form of it, and count it, both or neither.
+
+        Raises NotFound if the link or its folder went away meanwhile, or its limit was reached, and what
+        `Content.store` raises.
+        """
+        async def use(conn: Connection) -> None:
+            if not await links.count_use(conn, opened.link.id):
+                raise NotFound(GONE)
+
+        target = Target(place=FileId(opened.found.id), in_folder=True, own_name=name, never_replaces=True)
+        await self._content.store(opened.owner, target, staged, content_type=content_type, also=use)
+
+
+def check_upload(opened: Opened) -> None:
+    """Raise InvalidField unless the link takes uploads."""
+    if opened.link.kind != "upload":
+        raise InvalidField("This link does not take uploads.")
+
+
+def _password(link: Link) -> tuple[bytes, ...]:
+    return b"password", link.id.bytes, (link.password_hash or "").encode()
+
+
+def _resume(link: Link, file: File) -> tuple[bytes, ...]:
+    return b"resume", link.id.bytes, file.version_id.bytes
