@@ -156,19 +156,25 @@ class LocalStore:
             raise StoreError(f"the data root {self._root} cannot be used: {error}") from error
 
     def _check_marker(self, epoch: UUID) -> None:
+        """The marker is there whole or not at all, so that a crash cannot leave one that fits any database."""
         marker = self._root / MARKER
-        try:
-            with marker.open("x", encoding="ascii") as file:
-                file.write(f"{epoch}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            # another worker may be between creating and writing it
-            found = marker.read_text(encoding="ascii").strip()
-            if found not in ("", str(epoch)):
-                raise StoreError(
-                    f"the data root {self._root} belongs to another database (its {MARKER} says {found}, the database "
-                    f"says {epoch}); if a backup was restored on purpose, remove that file") from None
+        if not marker.exists():
+            draft = self._staged(BlobKey(new_uuid()))
+            try:
+                with draft.open("xb") as file:
+                    file.write(f"{epoch}\n".encode("ascii"))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(draft, marker)
+            except FileExistsError:
+                pass  # another worker was faster
+            finally:
+                draft.unlink(missing_ok=True)
+        found = marker.read_bytes().strip().decode("ascii", "replace")
+        if found != str(epoch):
+            raise StoreError(
+                f"the data root {self._root} belongs to another database (its {MARKER} says {found!r}, the database "
+                f"says {epoch}); if a backup was restored on purpose, remove that file")
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on one of the store's threads."""
@@ -274,7 +280,9 @@ class LocalStore:
         if running is not None:
             # It may have begun before our link: wait, then see whether somebody has begun the next one.  If it fails, so
             # do we: our link may be in what it lost, and the kernel reports that once, to nobody who comes later.
-            await asyncio.shield(running)
+            await asyncio.wait([running])  # unlike awaiting it, never goes on before a sync that has ended is forgotten
+            if (error := running.exception()) is not None:
+                raise error
             running = self._syncs.get(folder)
         if running is None:
             running = asyncio.ensure_future(self.run(_sync_folder, folder))
