@@ -10,6 +10,7 @@ folder forced to the disk; only then may a row name the blob.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import functools
@@ -208,15 +209,22 @@ class LocalStore:
                 raise Unavailable("The body was withdrawn while it was handed over; try again.", retry_after_seconds=1)
             if size_bytes is not None and status.st_size != size_bytes:
                 raise IncompleteBody()
-            os.link(source, staged, follow_symlinks=False)
-            if os.lstat(staged).st_ino != status.st_ino:
-                staged.unlink()
-                raise Unavailable("The body was withdrawn while it was handed over; try again.", retry_after_seconds=1)
+            self._adopt_name(source, staged, status.st_ino)
         except OSError as error:
             raise _explain(error) from error
         finally:
             os.close(descriptor)
         return Claim(key=key, size_bytes=status.st_size)
+
+    @staticmethod
+    def _adopt_name(source: Path, staged: Path, inode: int) -> None:
+        os.link(source, staged, follow_symlinks=False)
+        try:
+            if os.lstat(staged).st_ino != inode:
+                raise Unavailable("The body was withdrawn while it was handed over; try again.", retry_after_seconds=1)
+        except BaseException:
+            staged.unlink()
+            raise
 
     def _staged(self, key: BlobKey) -> Path:
         return self._staging / str(key)
@@ -227,17 +235,23 @@ class LocalStore:
         Each piece is punched out of the file behind the reader: whoever copies the body then needs the room for one
         body, not two, on the disk and in the page cache, and the kernel never writes out what is about to be deleted.
         """
-        with self._staged(claim.key).open("r+b", buffering=0) as file:
-            done = 0
-            while piece := file.read(PIECE_BYTES):
-                yield piece
-                _punch(file.fileno(), done, len(piece))
-                done += len(piece)
+        try:
+            with self._staged(claim.key).open("r+b", buffering=0) as file:
+                done = 0
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+                    _punch(file.fileno(), done, len(piece))
+                    done += len(piece)
+        except OSError as error:
+            raise _explain(error) from error
 
     async def adopt(self, claim: Claim) -> Staged:
         """Hash a claimed body and force it to the disk, both at once: one is for the processor, one for the disk."""
         path = self._staged(claim.key)
-        sha256, _ = await asyncio.gather(self.run(self._hash_file, path), self.run(self._sync_file, path))
+        try:
+            sha256, _ = await asyncio.gather(self.run(self._hash_file, path), self.run(self._sync_file, path))
+        except OSError as error:
+            raise _explain(error) from error
         return Staged(key=claim.key, size_bytes=claim.size_bytes, sha256=sha256)
 
     @staticmethod
@@ -255,8 +269,6 @@ class LocalStore:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
-        except OSError as error:
-            raise _explain(error) from error
         finally:
             os.close(descriptor)
 
@@ -265,21 +277,31 @@ class LocalStore:
         target = self.path(staged.key)
         try:
             await self.run(self._link, self._staged(staged.key), target)
+        except OSError as error:
+            raise _explain(error) from error
+        try:
             await self._sync_folder_once(target.parent)
         except OSError as error:
+            # nothing names these bytes yet, and nobody can say whether they would survive: this copy is dropped
+            with contextlib.suppress(OSError):
+                await self.delete(staged.key)
             raise _explain(error) from error
 
     @staticmethod
     def _link(source: Path, target: Path) -> None:
         os.link(source, target)  # unlike a rename this fails if the name is taken
-        source.unlink()
+        try:
+            source.unlink()
+        except OSError:
+            target.unlink()
+            raise
 
     async def _sync_folder_once(self, folder: Path) -> None:
         """One fsync serves all that were waiting before it began."""
         running = self._syncs.get(folder)
         if running is not None:
-            # It may have begun before our link: wait, then see whether somebody has begun the next one.  If it fails, so
-            # do we: our link may be in what it lost, and the kernel reports that once, to nobody who comes later.
+            # It may have begun before our link: wait, then see whether somebody has begun the next.  If it fails, so do
+            # we: our link may be in what it lost, and the kernel reports that once, to nobody who comes later.
             await asyncio.wait([running])  # unlike awaiting it, never goes on before a sync that has ended is forgotten
             if (error := running.exception()) is not None:
                 raise error
