@@ -12,7 +12,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from service.api.keys import BEHIND_NGINX, DOMAIN, STORE, Domain
+from service.api.keys import BEHIND_NGINX, DOMAIN, PUBLIC_URL, SIGNER, STORE, Domain
 from service.api.middleware import identify, observe, stamp
 from service.api.protocol import Runner
 from service.api.rest.docs import documentation
@@ -23,10 +23,13 @@ from service.cache.redis import RedisCache
 from service.config import Config
 from service.db.instance import get_epoch
 from service.db.pool import Database
-from service.domain import accounts, content
+from service.domain import accounts, content, links
 from service.domain.files import Files
 from service.domain.health import HealthChecks
-from service.domain.housekeeping import Housekeeping
+from service.domain.housekeeping import Ages, Housekeeping
+from service.domain.trash import Trash
+from service.domain.versions import Versions
+from service.security.addresses import SECRET_FILE, AddressSigner, LinkProofs
 from service.security.passwords import Passwords
 from service.security.tokens import AccessTokens, read_or_create_secret
 from service.storage.local import LocalStore
@@ -41,6 +44,7 @@ def build(config: Config, *, behind_nginx: bool) -> web.Application:
     """The application; what it needs is opened at its start-up and closed at its end."""
     app = web.Application(middlewares=[observe, identify])
     app[BEHIND_NGINX] = behind_nginx
+    app[PUBLIC_URL] = config.public_url
     app.on_response_prepare.append(stamp)
     add_routes(app)
     app.cleanup_ctx.append(documentation)
@@ -59,6 +63,11 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
         passwords = Passwords(config.bcrypt_cost)
         secret = (config.jwt_secret.get_secret_value() if config.jwt_secret
                   else read_or_create_secret(config.data_root / "jwt_secret"))
+        signing_secret = read_or_create_secret(config.data_root / SECRET_FILE)
+        app[SIGNER] = AddressSigner(signing_secret)
+        door = content.Content(database, store, content.Limits(
+            max_upload_bytes=config.max_upload_size, min_free_bytes=config.min_free_space,
+            versions_keep=config.versions_keep))
         app[DOMAIN] = Domain(
             accounts=accounts.Accounts(
                 database, cache, passwords, AccessTokens(secret, config.access_token_ttl),
@@ -66,10 +75,13 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                                 requests_per_minute=config.requests_per_minute, quota_bytes=config.quota,
                                 session_ttl_seconds=config.session_ttl,
                                 access_token_ttl_seconds=config.access_token_ttl)),
-            content=content.Content(database, store, content.Limits(
-                max_upload_bytes=config.max_upload_size, min_free_bytes=config.min_free_space)),
-            files=Files(database), health=HealthChecks(database, cache, store))
-        sweeping = asyncio.create_task(_sweep(Housekeeping(database, store)))
+            content=door,
+            files=Files(database), health=HealthChecks(database, cache, store),
+            links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
+                              links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)), trash=Trash(database),
+            versions=Versions(database, keep=config.versions_keep))
+        sweeping = asyncio.create_task(_sweep(Housekeeping(
+            database, store, Ages(trash_days=config.trash_days, versions_days=config.versions_days))))
         yield
         sweeping.cancel()
         await app[DOMAIN].content.drain()
@@ -86,7 +98,7 @@ async def _sweep(housekeeping: Housekeeping) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         try:
-            await housekeeping.sweep()
+            await housekeeping.run()
         except Exception as error:  # whatever it was: the next round tries again, and the log has it
             log.error("sweep.failed", exc_info=error)
 

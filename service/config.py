@@ -5,6 +5,7 @@ container secrets are handed over.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -57,8 +58,12 @@ class Config(BaseSettings):
     jwt_secret: SecretStr | None = Field(None, description="key of access tokens; unset: made under the data root")
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64, description="processes that decide")
     max_upload_size: int = Field(64 * GIB, ge=1, le=2**62, description="bytes of one file at most")
+    public_url: str | None = Field(None, description="where clients reach the service; unset: http and the host they used")
     min_free_space: int = Field(GIB // 2, ge=0, description="bytes of the disk that uploads never touch")
     quota: int | None = Field(None, ge=0, le=2**62, description="bytes of a new account; unset: no limit")
+    versions_keep: int = Field(10, ge=0, le=10_000, description="former versions kept of each file")
+    versions_days: int = Field(30, ge=0, le=36_500, description="days a former version is kept; 0: no such limit")
+    trash_days: int = Field(30, ge=0, le=36_500, description="days until the trash is emptied of a thing; 0: never")
     access_token_ttl: int = Field(900, ge=5, le=86400, description="seconds an access token is good for")
     session_ttl: int = Field(30 * 86400, ge=60, description="seconds a session lives without a refresh")
     bcrypt_cost: int = Field(11, ge=4, le=16, description="log2 of the rounds of a password hash")
@@ -76,6 +81,13 @@ class Config(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("public_url")
+    @classmethod
+    def _origin(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?", value):
+            raise ValueError("has to be like https://files.example.org, without a path")
+        return value.rstrip("/") if value else None
 
     @field_validator("jwt_secret")
     @classmethod

@@ -133,6 +133,12 @@ class IsAFolder(ServiceError):
     code = "is_a_folder"
 
 
+class NameTaken(ServiceError):
+    """There is something of this name already."""
+
+    code = "name_taken"
+
+
 class Conflict(ServiceError):
     """The tree changed while the request was carried out; try again."""
 

@@ -82,6 +82,39 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrashItem:
+    """A file or folder in the trash; `path` and `parent_id` are where it was, the sizes include what is below it."""
+
+    id: FileId
+    is_folder: bool
+    name: str
+    path: str
+    parent_id: FileId | None
+    size_bytes: int
+    file_count: int
+    deleted_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What a file held or holds."""
+
+    id: VersionId
+    number: int
+    size_bytes: int
+    sha256: bytes
+    content_type: str
+    blob_key: BlobKey
+    created_at: datetime
+    is_current: bool
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag, quotes included."""
+        return f'"{self.id.hex}"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What an account holds, in bytes; `quota_bytes` None means no limit."""
 

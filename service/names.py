@@ -60,6 +60,18 @@ def check_path(path: tuple[str, ...]) -> None:
         raise InvalidPath(f"A path may have at most {MAX_PATH_BYTES} bytes in UTF-8.", field="path")
 
 
+def numbered(name: str, number: int) -> str:
+    """The name with a number before its ending, `notes (2).txt`; the stem gives way if that would be too long."""
+    stem, dot, ending = name.rpartition(".")
+    if not stem:
+        stem, dot, ending = name, "", ""
+    tail = f" ({number}){dot}{ending}"
+    if len(tail.encode()) > MAX_NAME_BYTES // 2:
+        stem, tail = name, f" ({number})"
+    room = MAX_NAME_BYTES - len(tail.encode())
+    return unicodedata.normalize("NFC", stem.encode()[:room].decode("utf-8", "ignore") + tail)
+
+
 def join_path(path: tuple[str, ...]) -> str:
     """The absolute path as text; the root is '/'."""
     return "/" + "/".join(path)

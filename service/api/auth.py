@@ -1,10 +1,14 @@
-"""Who makes a request."""
+"""Who makes a request, and how they reached us."""
+
+import re
 
 from aiohttp import web
 
-from service.api.keys import BEHIND_NGINX, CALLER, DOMAIN
-from service.errors import Unauthenticated
+from service.api.keys import BEHIND_NGINX, CALLER, DOMAIN, PUBLIC_URL
+from service.errors import BadRequest, Unauthenticated
 from service.model import Caller
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 async def authenticate(request: web.Request) -> Caller:
@@ -28,3 +32,16 @@ def address(request: web.Request) -> str:
     if request.app[BEHIND_NGINX]:
         return request.headers.get("X-Real-IP", "")
     return request.remote or ""
+
+
+def origin(request: web.Request) -> str:
+    """The begin of addresses that we give out: what is configured, or the host that the client used.
+
+    A client may say any host, but only to itself: the addresses are in its own answer, which nothing caches.
+    """
+    if (configured := request.app[PUBLIC_URL]) is not None:
+        return configured
+    host = request.headers.get("Host", "")
+    if not _HOST.fullmatch(host):
+        raise BadRequest("The header Host is not that of an address.")
+    return f"http://{host}"

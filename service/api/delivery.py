@@ -9,9 +9,10 @@ import os
 import re
 import secrets
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from types import MappingProxyType
 from typing import BinaryIO
 from urllib.parse import quote
 
@@ -20,25 +21,27 @@ from aiohttp import web
 from service.api.keys import BEHIND_NGINX, STORE
 from service.errors import ContentUnavailable, PreconditionFailed, RangeNotSatisfiable
 from service.model import Delivery
+from service.security.addresses import SignedFile
+from service.security.media import content_type, kind_of
+
+__all__ = ["MAX_RANGES", "content_type", "disposition", "entity_tags", "first_byte", "parse_range", "respond", "signed"]
 
 MAX_RANGES = 8
 PIECE_BYTES = 2**18
 _LOCATION = re.compile(r"[0-9a-f]{2}/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-# safe to have a browser show or play them should it want to; everything else is plain bytes to it
-_KEPT_TYPES = frozenset({
-    "image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "video/mp4", "video/webm", "audio/mpeg",
-    "audio/ogg", "audio/mp4", "audio/wav", "application/pdf", "text/plain", "text/csv", "application/zip",
-    "application/gzip", "application/json",
-})
 
 Range = tuple[int, int]  # first byte, length
 
 
-async def respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
-    """Send a file: 200, 206, 304, 412 or 416 (RFC 9110, sections 13 and 14)."""
-    headers = _headers(delivery)
+async def respond(request: web.Request, delivery: Delivery, *,
+                  extra: Mapping[str, str] = MappingProxyType({})) -> web.StreamResponse:
+    """Send a file: 200, 206, 304, 412 or 416 (RFC 9110, sections 13 and 14); `extra` are headers of 200 and 206.
+
+    Of these, nginx keeps no others than Set-Cookie.
+    """
+    headers = {**_headers(delivery), **extra}
     if not _may_send(request, delivery):
         raise PreconditionFailed()
     if _is_unchanged(request, delivery):
@@ -50,6 +53,23 @@ async def respond(request: web.Request, delivery: Delivery) -> web.StreamRespons
         headers["X-Accel-Redirect"] = f"/_blobs/{location}"
         return web.Response(headers=headers)
     return await _send(request, delivery, headers)
+
+
+def first_byte(request: web.Request, delivery: Delivery) -> int | None:
+    """Where the bytes begin that `respond` will send: 0 unless it is one range; None if it will send none."""
+    if request.method != "GET" or not _may_send(request, delivery) or _is_unchanged(request, delivery):
+        return None
+    ranges = _wanted_ranges(request, delivery)
+    if ranges is None:
+        return 0
+    return ranges[0][0] if len(ranges) == 1 else 0 if ranges else None
+
+
+def signed(request: web.Request, delivery: Delivery, *, expires_at: int) -> SignedFile:
+    """What a signed address has to say, so that nginx can send this version without asking."""
+    location = request.app[STORE].locate(delivery.key)
+    assert _LOCATION.fullmatch(location)
+    return SignedFile(blob=location, kind=kind_of(delivery.content_type), name=delivery.name, expires_at=expires_at)
 
 
 # --- headers ---
@@ -69,14 +89,6 @@ def _headers(delivery: Delivery) -> dict[str, str]:
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "same-origin",
     }
-
-
-def content_type(stored: str) -> str:
-    """What a browser is told: never a type that can carry a script."""
-    kind = stored.partition(";")[0].strip().lower()
-    if kind not in _KEPT_TYPES:
-        return "application/octet-stream"
-    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
 def disposition(name: str) -> str:

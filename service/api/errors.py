@@ -22,6 +22,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.UsernameTaken: 409,
     errors.NotAFolder: 409,
     errors.IsAFolder: 409,
+    errors.NameTaken: 409,
     errors.Conflict: 409,
     errors.AddressExpired: 410,
     errors.PreconditionFailed: 412,

@@ -9,7 +9,11 @@ from service.domain.accounts import Accounts
 from service.domain.content import Content
 from service.domain.files import Files
 from service.domain.health import HealthChecks
+from service.domain.links import Links
+from service.domain.trash import Trash
+from service.domain.versions import Versions
 from service.model import Caller
+from service.security.addresses import AddressSigner
 from service.storage.base import BlobStore, Claim
 
 
@@ -21,6 +25,9 @@ class Domain:
     content: Content
     files: Files
     health: HealthChecks
+    links: Links
+    trash: Trash
+    versions: Versions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +41,8 @@ class Trace:
 DOMAIN = web.AppKey("DOMAIN", Domain)
 STORE = web.AppKey("STORE", BlobStore)  # for delivery.py alone: it says where the bytes are
 BEHIND_NGINX = web.AppKey("BEHIND_NGINX", bool)
+PUBLIC_URL: web.AppKey[str | None] = web.AppKey("PUBLIC_URL")
+SIGNER = web.AppKey("SIGNER", AddressSigner)
 
 TRACE = web.RequestKey("TRACE", Trace)
 CALLER = web.RequestKey("CALLER", Caller)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from service.api.rest import accounts, docs, files, health, preflight
+from service.api.rest import accounts, docs, files, health, preflight, trash, versions
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -38,6 +38,12 @@ ROUTES = (
     Route("GET", "/file/download", files.download_file),
     Route("GET", "/file/download/", files.download_file),
     Route("GET", "/file/usage_memory", files.show_usage),
+    Route("GET", "/file/trash", trash.list_trash),
+    Route("POST", "/file/trash/restore", trash.restore_trashed),
+    Route("DELETE", "/file/trash", trash.empty_trash),
+    Route("GET", "/file/versions", versions.list_versions),
+    Route("POST", "/file/versions/restore", versions.restore_version),
+    Route("DELETE", "/file/versions", versions.forget_versions),
     Route("GET", "/docs", docs.show_docs, PUBLIC),
     Route("GET", "/docs/{name}", docs.docs_asset, PUBLIC),
     Route("GET", "/openapi.json", docs.show_openapi, PUBLIC),

@@ -1,5 +1,8 @@
 """Blobs: one row for each file of bytes under the data root."""
 
+from dataclasses import dataclass
+from datetime import datetime
+
 import asyncpg
 
 from service.db.pool import Connection
@@ -18,6 +21,28 @@ async def insert_blob(conn: Connection, staged: Staged) -> None:
         await conn.execute(INSERT_BLOB, staged.key, staged.size_bytes, staged.sha256)
     except asyncpg.UniqueViolationError as error:
         raise Unavailable("The upload took too long; send it again.", retry_after_seconds=1) from error
+
+
+GET_BLOB = """
+-- bytes that may be sent: once fenced they are about to go
+SELECT size_bytes, sha256, created_at FROM blobs WHERE id = $1 AND referable
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """What is known of bytes without a name."""
+
+    size_bytes: int
+    sha256: bytes
+    created_at: datetime
+
+
+async def get_blob(conn: Connection, key: BlobKey) -> Blob | None:
+    """The blob, or None if there is none or it is being removed."""
+    row = await conn.fetchrow(GET_BLOB, key)
+    return None if row is None else Blob(size_bytes=row["size_bytes"], sha256=row["sha256"],
+                                         created_at=row["created_at"])
 
 
 RELEASE_BLOBS = """

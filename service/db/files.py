@@ -4,7 +4,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 
@@ -208,15 +207,6 @@ async def lock_file(conn: Connection, file_id: FileId) -> VersionId | None:
     return None if head_id is None else VersionId(head_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deleted:
-    """What a deletion freed."""
-
-    blob_keys: list[BlobKey]
-    size_bytes: int
-    file_count: int
-
-
 DELETE_TREE = """
 -- a file, or a folder with everything below it; the versions follow by their foreign key
 WITH RECURSIVE doomed AS (
@@ -224,23 +214,20 @@ WITH RECURSIVE doomed AS (
     UNION ALL
     SELECT files.id FROM doomed JOIN files ON files.parent_id = doomed.id
 ), held AS (
-    SELECT blob_id, size_bytes FROM doomed JOIN versions ON versions.file_id = doomed.id
-    JOIN blobs ON blobs.id = blob_id
+    SELECT DISTINCT blob_id FROM doomed JOIN versions ON versions.file_id = doomed.id
 ), deleted AS (
-    DELETE FROM files USING doomed WHERE files.id = doomed.id RETURNING is_folder
+    DELETE FROM files USING doomed WHERE files.id = doomed.id
 )
-SELECT (SELECT coalesce(array_agg(DISTINCT blob_id), '{}') FROM held) AS blob_ids,
-       (SELECT coalesce(sum(size_bytes), 0)::bigint FROM held) AS size_bytes,
-       (SELECT count(*) FROM deleted WHERE NOT is_folder) AS file_count
+SELECT blob_id FROM held
 """
 
 
-async def delete_tree(conn: Connection, file_id: FileId) -> Deleted:
-    """Delete for good; `blobs.release_blobs` and `users.update_usage` have to follow."""
-    row = await conn.fetchrow(DELETE_TREE, file_id, timeout=600)
-    assert row is not None
-    return Deleted(blob_keys=[BlobKey(UUID(str(key))) for key in row["blob_ids"]], size_bytes=row["size_bytes"],
-                   file_count=row["file_count"])
+async def delete_tree(conn: Connection, file_id: FileId) -> list[BlobKey]:
+    """Delete for good; the blobs that were held.
+
+    `trash.sum_tree` has to come before, `blobs.release_blobs` and `users.update_usage` have to follow.
+    """
+    return [BlobKey(row["blob_id"]) for row in await conn.fetch(DELETE_TREE, file_id, timeout=600)]
 
 
 COPY_LIST = """

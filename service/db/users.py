@@ -65,14 +65,17 @@ async def get_usage(conn: Connection, user_id: UserId) -> Usage:
 
 UPDATE_USAGE = """
 -- charge or release, never beyond the quota: the decision and the change are one statement
-UPDATE users SET files_bytes = files_bytes + $2, file_count = file_count + $3
+UPDATE users SET files_bytes = files_bytes + $2, versions_bytes = versions_bytes + $3, trash_bytes = trash_bytes + $4,
+    file_count = file_count + $5
 WHERE id = $1
-  AND ($2 <= 0 OR quota_bytes IS NULL OR files_bytes + trash_bytes + versions_bytes + $2 <= quota_bytes)
+  AND ($2::bigint + $3::bigint + $4::bigint <= 0 OR quota_bytes IS NULL
+       OR files_bytes + versions_bytes + trash_bytes + $2 + $3 + $4 <= quota_bytes)
 RETURNING true
 """
 
 
-async def update_usage(conn: Connection, user_id: UserId, *, files_bytes: int, file_count: int) -> None:
+async def update_usage(conn: Connection, user_id: UserId, *, files_bytes: int = 0, versions_bytes: int = 0,
+                       trash_bytes: int = 0, file_count: int = 0) -> None:
     """Add to (or take from) what the account holds; raise QuotaExceeded.  Do it last: its lock is the hottest."""
-    if await conn.fetchval(UPDATE_USAGE, user_id, files_bytes, file_count) is None:
+    if await conn.fetchval(UPDATE_USAGE, user_id, files_bytes, versions_bytes, trash_bytes, file_count) is None:
         raise QuotaExceeded()

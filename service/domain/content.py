@@ -6,19 +6,19 @@ leaves garbage at most, a crash after it leaves the file.  No database connectio
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from service import names
-from service.db import blobs, files, users, versions
+from service.db import blobs, files, links, users, versions
 from service.db.pool import Connection, Database
 from service.errors import (
-    InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull,
-    TooLarge,
+    Conflict, InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError,
+    StorageFull, TooLarge,
 )
 from service.model import (
-    BlobKey, Caller, Conditions, Delivery, File, FileId, Folder, Staged, UserId, VersionId, new_uuid,
+    BlobKey, Caller, Conditions, Delivery, File, FileId, Folder, Staged, UserId, Version, VersionId, new_uuid,
 )
 from service.storage.base import BlobStore, Claim, Writer
 
@@ -26,6 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Place = tuple[str, ...] | FileId
+Also = Callable[[Connection], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +34,14 @@ class Target:
     """Where an upload goes.
 
     `place`: a path or an id.  `in_folder`: the place has to be a folder (it ended in a slash).  `own_name`: the name
-    for a file that goes into a folder; None if the upload has none.
+    for a file that goes into a folder; None if the upload has none.  `never_replaces`: if the name is taken, the file
+    gets another one, `name (2).ext`.
     """
 
     place: Place
     in_folder: bool = False
     own_name: str | None = None
+    never_replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +54,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What uploads may take: bytes of one file, and of the disk's free space never to be touched."""
+    """What uploads may take: bytes of one file, the disk's free space never to be touched, versions kept of a file."""
 
     max_upload_bytes: int
     min_free_bytes: int
+    versions_keep: int = 0
 
 
 class Content:
@@ -83,7 +87,8 @@ class Content:
                 return
             # what this upload replaces makes room for it; if that is not known, it may be anything
             freed = usage.files_bytes if place is None else await _size_at(conn, caller.user_id, place)
-        if size > usage.available_bytes + freed:
+        # and so do former versions, which an overwrite may drop
+        if size > usage.available_bytes + freed + usage.versions_bytes:
             raise QuotaExceeded()
 
     def check_size(self, size_bytes: int) -> None:
@@ -118,9 +123,10 @@ class Content:
     # --- the door in ---
 
     async def store(self, caller: Caller, target: Target, staged: Staged, *, content_type: str,
-                    conditions: Conditions = Conditions()) -> Stored:
+                    conditions: Conditions = Conditions(), also: Also | None = None) -> Stored:
         """Make the staged bytes the content of a file; whatever happens, the staged body is used up.
 
+        `also` belongs to the same transaction: if it refuses, nothing is stored.
         Raises NotFound, NotAFolder, IsAFolder, InvalidPath, PreconditionFailed, QuotaExceeded, TooLarge, Unavailable.
         """
         try:
@@ -130,19 +136,23 @@ class Content:
             self._store.discard(staged.key)
             raise
         # from here on a client that goes away changes nothing: the transaction runs to its end
-        task = asyncio.create_task(self._commit(caller.user_id, target, staged, content_type, conditions))
+        task = asyncio.create_task(self._commit(caller.user_id, target, staged, content_type, conditions, also))
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return await asyncio.shield(task)
 
     async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str,
-                      conditions: Conditions) -> Stored:
+                      conditions: Conditions, also: Also | None) -> Stored:
         refused = False
 
         async def work(conn: Connection) -> Stored:
             nonlocal refused
             try:
-                return await _write(conn, user_id, target, staged, content_type, conditions)
+                stored = await _write(conn, user_id, target, staged, content_type, conditions,
+                                      keep=self._limits.versions_keep)
+                if also is not None:
+                    await also(conn)
+                return stored
             except ServiceError:
                 refused = True
                 raise
@@ -164,14 +174,33 @@ class Content:
 
     # --- the door out ---
 
-    async def deliver(self, caller: Caller, place: Place) -> Delivery:
-        """Decide to send a file; raise NotFound or IsAFolder."""
+    async def deliver(self, caller: Caller, place: Place, version: int | None = None) -> Delivery:
+        """Decide to send a file, or what it was in a former version; raise NotFound or IsAFolder."""
         async with self._database.connection() as conn:
             file = await get(conn, caller.user_id, place)
-        if isinstance(file, Folder):
-            raise IsAFolder("The path is that of a folder; only files can be downloaded.", field="path")
+            if isinstance(file, Folder):
+                raise IsAFolder("The path is that of a folder; only files can be downloaded.", field="path")
+            if version is not None and version != file.version:
+                found = await versions.get_numbered(conn, file.id, version)
+                if found is None:
+                    raise NotFound()
+                return Delivery(key=found.blob_key, name=file.name, content_type=found.content_type,
+                                size_bytes=found.size_bytes, sha256=found.sha256, etag=found.etag,
+                                modified_at=found.created_at)
         return Delivery(key=file.blob_key, name=file.name, content_type=file.content_type, size_bytes=file.size_bytes,
                         sha256=file.sha256, etag=file.etag, modified_at=file.updated_at)
+
+    async def deliver_blob(self, key: BlobKey, *, name: str, content_type: str) -> Delivery:
+        """Send what a signed address stands for, whose signature the caller has checked; raise NotFound.
+
+        The bytes may belong to a version that was deleted less than the sweeper's grace ago.
+        """
+        async with self._database.connection() as conn:
+            blob = await blobs.get_blob(conn, key)
+        if blob is None:
+            raise NotFound("There is nothing here any more.")
+        return Delivery(key=key, name=name, content_type=content_type, size_bytes=blob.size_bytes, sha256=blob.sha256,
+                        etag=f'"{key.hex}"', modified_at=blob.created_at)
 
 
 async def _size_at(conn: Connection, user_id: UserId, place: Place) -> int:
@@ -211,11 +240,14 @@ def etag_of(version_id: VersionId) -> str:
 
 
 async def _write(conn: Connection, user_id: UserId, target: Target, staged: Staged, content_type: str,
-                 conditions: Conditions) -> Stored:
+                 conditions: Conditions, *, keep: int) -> Stored:
     """The transaction of an upload: resolve, claim the row, add blob and version, move the head, charge the account."""
-    await files.lock_tree_shared(conn, user_id)
+    # a name that is free has to stay so until it is taken
+    await (files.lock_tree if target.never_replaces else files.lock_tree_shared)(conn, user_id)
     path = await _resolve(conn, user_id, target)
-    parent_id = await _make_folders(conn, user_id, path[:-1])
+    parent_id = await make_folders(conn, user_id, path[:-1])
+    if target.never_replaces:
+        path = (*path[:-1], await _free_name(conn, parent_id, path[-1]))
     version_id = VersionId(new_uuid())
     claimed = await files.claim_file(conn, file_id=FileId(new_uuid()), user_id=user_id, parent_id=parent_id,
                                      name=path[-1], version_id=version_id, size_bytes=staged.size_bytes)
@@ -226,16 +258,35 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     await blobs.insert_blob(conn, staged)
     await versions.insert_version(conn, version_id=version_id, file_id=claimed.id, number=number, blob_key=staged.key,
                                   content_type=content_type)
-    if old is not None:
-        await files.update_head(conn, claimed.id, version_id)
-        await versions.delete_version(conn, claimed.head_id)
-        await blobs.release_blobs(conn, [old.blob_key])
-    await users.update_usage(conn, user_id, files_bytes=staged.size_bytes - (old.size_bytes if old else 0),
-                             file_count=int(is_new))
+    if old is None:
+        await users.update_usage(conn, user_id, files_bytes=staged.size_bytes, file_count=1)
+    else:
+        await supersede(conn, user_id, claimed.id, old, version_id, size_bytes=staged.size_bytes, keep=keep)
     file = File(id=claimed.id, name=path[-1], path=names.join_path(path), size_bytes=staged.size_bytes,
                 sha256=staged.sha256, content_type=content_type, version=number, version_id=version_id,
                 blob_key=staged.key, created_at=claimed.created_at, updated_at=claimed.updated_at)
     return Stored(file=file, is_new=is_new)
+
+
+async def supersede(conn: Connection, user_id: UserId, file_id: FileId, old: Version, new_id: VersionId, *,
+                    size_bytes: int, keep: int) -> None:
+    """Make a version, which is there, the file's current one, and charge for it and for the history that is kept.
+
+    History gives way: where there is no room for both, all of the file's former versions go.  Raises QuotaExceeded.
+    """
+    await files.update_head(conn, file_id, new_id)
+    await versions.update_replaced(conn, old.id)
+    kept_bytes = old.size_bytes
+    for limit in (keep, 0):
+        pruned = await versions.delete_former(conn, file_id, keep=limit)
+        await blobs.release_blobs(conn, pruned.blob_keys)
+        kept_bytes -= pruned.size_bytes
+        try:
+            await users.update_usage(conn, user_id, files_bytes=size_bytes - old.size_bytes, versions_bytes=kept_bytes)
+            return
+        except QuotaExceeded:
+            if not limit:
+                raise
 
 
 async def _resolve(conn: Connection, user_id: UserId, target: Target) -> tuple[str, ...]:
@@ -264,7 +315,16 @@ async def _resolve(conn: Connection, user_id: UserId, target: Target) -> tuple[s
     return path
 
 
-async def _make_folders(conn: Connection, user_id: UserId, path: tuple[str, ...]) -> FileId:
+async def _free_name(conn: Connection, parent_id: FileId, name: str) -> str:
+    """The name, or the first of its numbered forms that nothing in the folder has."""
+    for first, last in ((1, 8), (9, 100), (101, 1000), (1001, 9999)):
+        candidates = [name if number == 1 else names.numbered(name, number) for number in range(first, last + 1)]
+        if (found := await links.find_free_name(conn, parent_id, candidates)) is not None:
+            return found
+    raise Conflict("Too many files in the folder have this name.")
+
+
+async def make_folders(conn: Connection, user_id: UserId, path: tuple[str, ...]) -> FileId:
     """The folder at the path; what is missing is made."""
     reached = await files.walk(conn, user_id, path)
     if reached is None:

@@ -1,11 +1,11 @@
 """The tree: look, list, delete."""
 
-from service.db import blobs, files, users
+from service.db import blobs, files, trash, users
 from service.db.files import Sink
 from service.db.pool import Connection, Database
 from service.domain.content import Place, check_conditions, etag_of, get
 from service.errors import Conflict, InvalidPath, NotFound
-from service.model import Caller, Conditions, File, Folder, Usage
+from service.model import Caller, Conditions, File, Folder, Usage, UserId
 
 
 class Files:
@@ -29,8 +29,9 @@ class Files:
         async with self._database.connection() as conn:
             return await users.get_usage(conn, caller.user_id)
 
-    async def delete(self, caller: Caller, place: Place, conditions: Conditions = Conditions()) -> None:
-        """Delete for good: a file, or a folder with all that is in it.
+    async def delete(self, caller: Caller, place: Place, conditions: Conditions = Conditions(), *,
+                     permanent: bool = False) -> None:
+        """Put a file, or a folder with all that is in it, into the trash; or delete it for good.
 
         Raises NotFound, PreconditionFailed, and InvalidPath for the root folder.
         """
@@ -42,29 +43,40 @@ class Files:
             await lock(conn, caller.user_id)
             found = await get(conn, caller.user_id, place)
             if isinstance(found, File):
-                await self._delete_file(conn, caller, found, conditions)
+                await _check_file(conn, found, conditions)
             elif is_folder:
-                await self._delete_folder(conn, caller, found, conditions)
+                _check_folder(caller, found, conditions)
             else:
                 raise Conflict()  # a folder took the place of the file
+            await (purge if permanent else discard)(conn, caller.user_id, found)
 
         await self._database.in_transaction(work)
 
-    async def _delete_file(self, conn: Connection, caller: Caller, file: File, conditions: Conditions) -> None:
-        head_id = await files.lock_file(conn, file.id)
-        if head_id is None:
-            raise NotFound()
-        check_conditions(conditions, etag_of(head_id))
-        await self._delete_tree(conn, caller, file)
 
-    async def _delete_folder(self, conn: Connection, caller: Caller, folder: Folder, conditions: Conditions) -> None:
-        if folder.id == caller.user_id:
-            raise InvalidPath("The root folder cannot be deleted.", field="path")
-        check_conditions(conditions, None)
-        await self._delete_tree(conn, caller, folder)
+async def _check_file(conn: Connection, file: File, conditions: Conditions) -> None:
+    head_id = await files.lock_file(conn, file.id)
+    if head_id is None:
+        raise NotFound()
+    check_conditions(conditions, etag_of(head_id))
 
-    @staticmethod
-    async def _delete_tree(conn: Connection, caller: Caller, found: File | Folder) -> None:
-        deleted = await files.delete_tree(conn, found.id)
-        await blobs.release_blobs(conn, deleted.blob_keys)
-        await users.update_usage(conn, caller.user_id, files_bytes=-deleted.size_bytes, file_count=-deleted.file_count)
+
+def _check_folder(caller: Caller, folder: Folder, conditions: Conditions) -> None:
+    if folder.id == caller.user_id:
+        raise InvalidPath("The root folder cannot be deleted.", field="path")
+    check_conditions(conditions, None)
+
+
+async def discard(conn: Connection, user_id: UserId, found: File | Folder) -> None:
+    """Into the trash: one row, whatever is below it.  The tree is locked, and a file's row."""
+    held = await trash.sum_tree(conn, found.id)
+    await trash.update_trashed(conn, found.id, found.path)
+    await users.update_usage(conn, user_id, files_bytes=-held.files_bytes, versions_bytes=-held.versions_bytes,
+                             trash_bytes=held.files_bytes + held.versions_bytes, file_count=-held.file_count)
+
+
+async def purge(conn: Connection, user_id: UserId, found: File | Folder) -> None:
+    """For good, a live file or folder.  The tree is locked, and a file's row."""
+    held = await trash.sum_tree(conn, found.id)
+    await blobs.release_blobs(conn, await files.delete_tree(conn, found.id))
+    await users.update_usage(conn, user_id, files_bytes=-held.files_bytes, versions_bytes=-held.versions_bytes,
+                             file_count=-held.file_count)

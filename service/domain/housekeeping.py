@@ -1,9 +1,16 @@
-"""Sweeping: bytes that nothing refers to any more leave the disk, behind the fence."""
+"""What has to be done from time to time: empty old trash, forget old versions, sweep.
+
+Sweeping: bytes that nothing refers to any more leave the disk, behind the fence.
+"""
+
+from dataclasses import dataclass
 
 import structlog
 
-from service.db import blobs, sessions
+from service.db import blobs, links, sessions
 from service.db.pool import Connection, Database
+from service.domain.trash import Trash
+from service.domain.versions import Versions
 from service.model import BlobKey
 from service.storage.base import BlobStore
 
@@ -11,14 +18,35 @@ log = structlog.get_logger()
 
 GRACE_SECONDS = 3600.0  # a download that was decided before the deletion has long opened its file by then
 BATCH = 200
+DAY_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ages:
+    """How long things are kept, in days; 0: for ever."""
+
+    trash_days: int = 0
+    versions_days: int = 0
 
 
 class Housekeeping:
     """What has to be done from time to time; safe to run anywhere, at any time, twice at once."""
 
-    def __init__(self, database: Database, store: BlobStore) -> None:
+    def __init__(self, database: Database, store: BlobStore, ages: Ages = Ages()) -> None:
         self._database = database
         self._store = store
+        self._ages = ages
+
+    async def run(self) -> None:
+        """One round of everything."""
+        if self._ages.trash_days:
+            items = await Trash(self._database).purge_expired(age_seconds=self._ages.trash_days * DAY_SECONDS)
+            log.info("trash.expired", items=items)
+        if self._ages.versions_days:
+            versions = Versions(self._database, keep=0)
+            count = await versions.forget_old(age_seconds=self._ages.versions_days * DAY_SECONDS)
+            log.info("versions.expired", files=count)
+        await self.sweep()
 
     async def sweep(self, *, grace_seconds: float = GRACE_SECONDS) -> int:
         """Remove the bytes of blobs unreferenced for the grace time; how many.
@@ -30,6 +58,7 @@ class Housekeeping:
             removed += len(keys)
         async with self._database.connection() as conn:
             await sessions.delete_expired_sessions(conn)
+            await links.delete_expired_links(conn)
         return removed
 
     async def _sweep_batch(self, grace_seconds: float) -> list[BlobKey]:

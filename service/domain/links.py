@@ -6,12 +6,12 @@ nothing while that is in the trash.  Everything but "is there such a link" comes
 
 from dataclasses import dataclass, field
 
+from service.cache.base import Cache
 from service.db import files, links
 from service.db.pool import Connection, Database
 from service.domain.content import Content, Place, Target, get
 from service.domain.throttle import network, throttle
-from service.cache.base import Cache
-from service.errors import InvalidField, InvalidLinkPassword, IsAFolder, LinkLocked, NotAFolder, NotFound
+from service.errors import InvalidLinkPassword, IsAFolder, LinkLocked, NotAFolder, NotFound
 from service.model import (
     Caller, Delivery, File, FileId, Folder, Link, LinkChild, LinkId, LinkKind, SessionId, Staged, new_uuid,
 )
@@ -48,7 +48,7 @@ class Key:
 class Opened:
     """A link that may be used: `found` is its file or folder, or what `within` leads to in that folder.
 
-    `is_resumed`: this goes on with a download that was counted.
+    `is_resumed`: the visitor has the proof of a download of this version that was counted.
     """
 
     link: Link
@@ -206,8 +206,6 @@ class Links:
         Returns a proof for a visitor whose download breaks off: with it the rest is not counted again, for
         `RESUME_PROOF_SECONDS`.  Empty where there is no limit.
         """
-        if opened.is_resumed:
-            return ""
         link = opened.link
 
         async def work(conn: Connection) -> bool:
@@ -238,12 +236,6 @@ class Links:
 
         target = Target(place=FileId(opened.found.id), in_folder=True, own_name=name, never_replaces=True)
         await self._content.store(opened.owner, target, staged, content_type=content_type, also=use)
-
-
-def check_upload(opened: Opened) -> None:
-    """Raise InvalidField unless the link takes uploads."""
-    if opened.link.kind != "upload":
-        raise InvalidField("This link does not take uploads.")
 
 
 def _password(link: Link) -> tuple[bytes, ...]:

@@ -193,7 +193,7 @@ async def show_usage(request: web.Request) -> web.StreamResponse:
 
 # --- download, delete ---
 
-@operation("Download", tag="file", head=True, query=schema.PathQuery, headers=schema.DownloadHeaders,
+@operation("Download", tag="file", head=True, query=schema.DownloadQuery, headers=schema.DownloadHeaders,
            returns={200: Answer(description="The content", media=(ANY,), headers={
                         "ETag": "Entity tag of the version", "Repr-Digest": "SHA-256 of the file (RFC 9530)",
                         "Content-Disposition": "`attachment`, with the name of the file"}),
@@ -202,14 +202,17 @@ async def show_usage(request: web.Request) -> web.StreamResponse:
            errors=(400, 404, 409, 412, 416, 422, 503))
 async def download_file(request: web.Request) -> web.StreamResponse:
     """Send a file."""
-    return await delivery.respond(request, await request.app[DOMAIN].content.deliver(caller(request),
-                                                                                     place_of(request)))
+    version = schema.load(schema.DownloadQuery, query_of(request)).get("version")
+    return await delivery.respond(request, await request.app[DOMAIN].content.deliver(
+        caller(request), place_of(request), version))
 
 
-@operation("Delete", tag="file", query=schema.PathQuery, headers=schema.DeleteHeaders,
-           description="A file, or a folder with all that is in it; for good.",
+@operation("Delete", tag="file", query=schema.DeleteQuery, headers=schema.DeleteHeaders,
+           description="A file, or a folder with all that is in it: into the trash, or with `permanent=true` for good.",
            returns={204: "It is gone"}, errors=(400, 404, 409, 412, 422, 503))
 async def delete_file(request: web.Request) -> web.StreamResponse:
-    """Delete for good."""
-    await request.app[DOMAIN].files.delete(caller(request), place_of(request), conditions_of(request))
+    """Into the trash, or for good."""
+    permanent = schema.load(schema.DeleteQuery, query_of(request)).get("permanent") == "true"
+    await request.app[DOMAIN].files.delete(caller(request), place_of(request), conditions_of(request),
+                                           permanent=permanent)
     return web.Response(status=204)

@@ -191,6 +191,56 @@ class UploadForm(Shape):
     name = _TARGET_NAME
 
 
+class DeleteQuery(PathQuery):
+    """What to delete, and how."""
+
+    permanent = fields.String(validate=validate.OneOf(["true", "false"]), metadata=_meta(
+        "`true`: for good, not into the trash", "false"))
+
+
+class DownloadQuery(PathQuery):
+    """Which file, and which of its versions."""
+
+    version = fields.Integer(validate=validate.Range(min=1, max=2**31 - 1), metadata=_meta(
+        "Number of a version; not given: the current one", 1))
+
+
+class VersionQuery(PathQuery):
+    """Which former versions."""
+
+    version = fields.Integer(validate=validate.Range(min=1, max=2**31 - 1), metadata=_meta(
+        "Number of one former version; not given: all former versions", 1))
+
+
+class VersionRestore(Shape):
+    """Which version becomes the newest one."""
+
+    path = _text("Path or id of the file", "/homework/notes.txt", validate=_check_text)
+    version = _integer("Number of the version", 1, minimum=1)
+
+
+class TrashQuery(Shape):
+    """Which page of the trash."""
+
+    limit = fields.Integer(validate=validate.Range(min=1, max=1000), metadata=_meta("Items of a page", 100))
+    cursor = fields.String(validate=_check_text, metadata=_meta("`next_cursor` of the page before", ""))
+
+
+class TrashSelection(Shape):
+    """What to delete from the trash."""
+
+    id = fields.UUID(metadata=_meta("Id of one item; not given: everything", _EXAMPLE_ID))
+
+
+class TrashRestore(Shape):
+    """What comes back, and where to."""
+
+    id = fields.UUID(required=True, metadata=_meta("Id of the item", _EXAMPLE_ID))
+    to = fields.String(validate=_check_text, metadata=_meta(
+        "Full path, or a folder (a path with `/` at its end, or that of a folder that exists); not given: where it "
+        "was, under a numbered name if its own is taken", "/homework/"))
+
+
 class PutHeaders(Shape):
     """Conditions (RFC 9110, section 13.1) and digests (RFC 9530, sections 2 and 3) of an upload."""
 
@@ -282,6 +332,44 @@ class FileList(Shape):
     """Files of the caller."""
 
     files = fields.List(fields.Nested(File), required=True, metadata={"description": "The files; may be empty"})
+
+
+class TrashedItem(Shape):
+    """A file or folder in the trash."""
+
+    type = _text("Kind of the object", "file", validate=validate.OneOf(["file", "folder"]))
+    id = fields.UUID(required=True, metadata=_meta("Id of the file or folder", _EXAMPLE_ID))
+    name = _text("Its name", "notes.txt")
+    path = _text("Where it was", "/homework/notes.txt")
+    size = _integer("Bytes of all versions of it and of everything below it", 5)
+    files = _integer("Number of files: 1 for a file", 1)
+    deleted_at = _time("When it was deleted")
+
+
+class TrashPage(Shape):
+    """A page of the trash, newest first."""
+
+    items = fields.List(fields.Nested(TrashedItem), required=True, metadata={"description": "The items"})
+    next_cursor = fields.String(required=True, allow_none=True, metadata=_meta(
+        "Goes into `cursor` for the next page; null: this is the last one", None))
+
+
+class FileVersion(Shape):
+    """What a file held or holds."""
+
+    version = _integer("Number of the version", 1, minimum=1)
+    size = _integer("Length of the content, in bytes", 5)
+    sha256 = _text("SHA-256 of the content, in hex", _EXAMPLE_SHA256)
+    content_type = _text("Media type of the content", "text/plain")
+    etag = _text("Entity tag of the version, quotes included", _EXAMPLE_ETAG)
+    created_at = _time("When it was stored")
+    is_current = fields.Boolean(required=True, metadata=_meta("Whether it is the current one", True))
+
+
+class VersionList(Shape):
+    """All versions of a file, newest first."""
+
+    versions = fields.List(fields.Nested(FileVersion), required=True, metadata={"description": "The versions"})
 
 
 class Usage(Shape):
@@ -376,6 +464,19 @@ def folder_json(folder: model.Folder) -> dict[str, object]:
     """A `Folder` as JSON."""
     return {"type": "folder", "id": str(folder.id), "name": folder.name, "path": folder.path,
             "created_at": rfc3339(folder.created_at), "updated_at": rfc3339(folder.updated_at)}
+
+
+def trashed_json(item: model.TrashItem) -> dict[str, object]:
+    """A `TrashedItem` as JSON."""
+    return {"type": "folder" if item.is_folder else "file", "id": str(item.id), "name": item.name, "path": item.path,
+            "size": item.size_bytes, "files": item.file_count, "deleted_at": rfc3339(item.deleted_at)}
+
+
+def version_json(version: model.Version) -> dict[str, object]:
+    """A `FileVersion` as JSON."""
+    return {"version": version.number, "size": version.size_bytes, "sha256": version.sha256.hex(),
+            "content_type": version.content_type, "etag": version.etag, "created_at": rfc3339(version.created_at),
+            "is_current": version.is_current}
 
 
 def user_json(user: model.User) -> dict[str, object]:

@@ -1,0 +1,127 @@
+"""The trash: look, bring back, empty."""
+
+from datetime import datetime
+
+from service import names
+from service.db import blobs, files, trash, users
+from service.db.pool import Connection, Database
+from service.domain.content import Place, get, make_folders
+from service.errors import NameTaken, NotAFolder, NotFound
+from service.model import Caller, File, FileId, Folder, TrashItem, UserId
+
+BATCH = 100
+
+
+class Trash:
+    """What an account deleted and can have back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list(self, caller: Caller, *, after: tuple[datetime, FileId] | None, limit: int) -> list[TrashItem]:
+        """A page, newest first; `after` is the last item of the page before."""
+        async with self._database.connection() as conn:
+            return await trash.list_trash(conn, caller.user_id, after=after, limit=limit)
+
+    async def restore(self, caller: Caller, item_id: FileId, to: Place | None = None, *,
+                      in_folder: bool = False) -> File | Folder:
+        """Bring an item back: where it was, or to a place (a folder, or a full path).
+
+        Without a place nothing stands in its way: a folder that is gone is made again, a name that is taken gets a
+        number.  Raises NotFound, and with a place NameTaken and NotAFolder.
+        """
+        async def work(conn: Connection) -> File | Folder:
+            await files.lock_tree(conn, caller.user_id)
+            item = await trash.lock_trashed(conn, caller.user_id, item_id)
+            if item is None:
+                raise NotFound()
+            if to is None:
+                parent_id = await _old_folder(conn, caller.user_id, item)
+                name = await _free_name(conn, parent_id, item.name)
+            else:
+                parent_id, name = await _new_place(conn, caller.user_id, item, to, in_folder)
+            held = await trash.sum_tree(conn, item.id)
+            await trash.update_restored(conn, item.id, parent_id=parent_id, name=name)
+            await users.update_usage(conn, caller.user_id, files_bytes=held.files_bytes,
+                                     versions_bytes=held.versions_bytes, file_count=held.file_count,
+                                     trash_bytes=-held.files_bytes - held.versions_bytes)
+            return await get(conn, caller.user_id, item.id)
+
+        return await self._database.in_transaction(work)
+
+    async def purge(self, caller: Caller, item_id: FileId) -> None:
+        """Delete an item of the trash for good; raise NotFound."""
+        if not await self._purge(caller.user_id, item_id):
+            raise NotFound()
+
+    async def empty(self, caller: Caller) -> None:
+        """Delete everything in the trash for good; what comes into it meanwhile may stay."""
+        after = None
+        while items := await self.list(caller, after=after, limit=BATCH):
+            for item in items:
+                await self._purge(caller.user_id, item.id)
+            after = (items[-1].deleted_at, items[-1].id)
+
+    async def purge_expired(self, *, age_seconds: float) -> int:
+        """Delete what has been in anybody's trash for too long; how many items."""
+        purged = 0
+        while True:
+            async with self._database.connection() as conn:
+                expired = await trash.list_expired_trash(conn, age_seconds=age_seconds, limit=BATCH)
+            for user_id, item_id in expired:
+                purged += await self._purge(user_id, item_id)
+            if len(expired) < BATCH:
+                return purged
+
+    async def _purge(self, user_id: UserId, item_id: FileId) -> bool:
+        async def work(conn: Connection) -> bool:
+            await files.lock_tree(conn, user_id)  # what is summed must be what is deleted
+            if await trash.lock_trashed(conn, user_id, item_id) is None:
+                return False
+            held = await trash.sum_tree(conn, item_id)
+            await blobs.release_blobs(conn, await files.delete_tree(conn, item_id))
+            await users.update_usage(conn, user_id, trash_bytes=-held.files_bytes - held.versions_bytes)
+            return True
+
+        return await self._database.in_transaction(work)
+
+
+async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> FileId:
+    """Where the item was: the same folder, wherever that is now, or one made again, or the root."""
+    if item.parent_id is not None:
+        try:
+            found = await get(conn, user_id, item.parent_id)
+        except NotFound:
+            pass
+        else:
+            return found.id
+    try:
+        return await make_folders(conn, user_id, names.split_path(item.path)[:-1])
+    except NotAFolder:  # a file has the name of a folder that was there
+        return FileId(user_id)
+
+
+async def _free_name(conn: Connection, parent_id: FileId, name: str) -> str:
+    """The name, or the first numbered one that is free."""
+    candidate, number = name, 2
+    while await trash.is_name_taken(conn, parent_id, candidate):
+        candidate, number = names.numbered(name, number), number + 1
+    return candidate
+
+
+async def _new_place(conn: Connection, user_id: UserId, item: TrashItem, to: Place,
+                     in_folder: bool) -> tuple[FileId, str]:
+    """The folder and the name that a place means."""
+    try:
+        found = await get(conn, user_id, to)
+    except NotFound:
+        if not isinstance(to, tuple):
+            raise
+        path = (*to, item.name) if in_folder else to
+        names.check_path(path)
+        return await make_folders(conn, user_id, path[:-1]), path[-1]
+    if isinstance(found, File):
+        raise NameTaken(field="to")
+    if await trash.is_name_taken(conn, found.id, item.name):
+        raise NameTaken(field="to")
+    return found.id, item.name

@@ -1,0 +1,103 @@
+"""Former versions of files: look, bring back, forget.  Sending one is `Content.deliver`."""
+
+from service.db import blobs, files, users, versions
+from service.db.pool import Connection, Database
+from service.domain.content import Place, check_conditions, get, supersede
+from service.errors import Conflict, IsAFolder, NotFound
+from service.model import Caller, Conditions, File, FileId, Folder, UserId, Version, VersionId, new_uuid
+
+BATCH = 100
+
+
+class Versions:
+    """The history of files; `keep` former versions of each."""
+
+    def __init__(self, database: Database, *, keep: int) -> None:
+        self._database = database
+        self._keep = keep
+
+    async def list(self, caller: Caller, place: Place) -> list[Version]:
+        """All versions of a file, newest first; raise NotFound, IsAFolder."""
+        async with self._database.connection() as conn:
+            return await versions.list_versions(conn, (await _get_file(conn, caller, place)).id)
+
+    async def restore(self, caller: Caller, place: Place, number: int,
+                      conditions: Conditions = Conditions()) -> File:
+        """Make what a file was in a version its newest version; no bytes move.
+
+        Raises NotFound, IsAFolder, PreconditionFailed, QuotaExceeded.
+        """
+        async def work(conn: Connection) -> File:
+            await files.lock_tree_shared(conn, caller.user_id)
+            file = await _get_file(conn, caller, place)
+            head_id = await files.lock_file(conn, file.id)
+            wanted = await versions.get_numbered(conn, file.id, number)
+            if head_id is None or wanted is None:
+                raise NotFound()
+            head = await versions.get_version(conn, head_id)
+            check_conditions(conditions, head.etag)
+            new_id = VersionId(new_uuid())
+            # first the new reference, then the pruning that may drop the old one: the blob is never unreferenced
+            await versions.insert_version(conn, version_id=new_id, file_id=file.id, number=head.number + 1,
+                                          blob_key=wanted.blob_key, content_type=wanted.content_type)
+            await supersede(conn, caller.user_id, file.id, head, new_id, size_bytes=wanted.size_bytes, keep=self._keep)
+            found = await get(conn, caller.user_id, file.id)
+            assert isinstance(found, File)
+            return found
+
+        return await self._database.in_transaction(work)
+
+    async def forget(self, caller: Caller, place: Place, number: int | None) -> None:
+        """Forget one former version of a file, or all of them; raise NotFound, IsAFolder, Conflict for the current."""
+        async def work(conn: Connection) -> None:
+            await files.lock_tree_shared(conn, caller.user_id)
+            file = await _get_file(conn, caller, place)
+            if await files.lock_file(conn, file.id) is None:
+                raise NotFound()
+            if number is None:
+                pruned = await versions.delete_former(conn, file.id, keep=0)
+            else:
+                found = await versions.get_numbered(conn, file.id, number)
+                if found is None:
+                    raise NotFound()
+                if found.is_current:
+                    raise Conflict("This is the current version; delete the file instead.", field="version")
+                pruned = await versions.delete_numbered(conn, file.id, number)
+            await blobs.release_blobs(conn, pruned.blob_keys)
+            await users.update_usage(conn, caller.user_id, versions_bytes=-pruned.size_bytes)
+
+        await self._database.in_transaction(work)
+
+    async def forget_old(self, *, age_seconds: float) -> int:
+        """Forget everybody's versions that were replaced longer ago than that; of how many files."""
+        done = 0
+        while True:
+            async with self._database.connection() as conn:
+                found = await versions.list_files_with_old(conn, age_seconds=age_seconds, limit=BATCH)
+            for user_id, file_id in found:
+                await self._forget_old(user_id, file_id, age_seconds)
+            done += len(found)
+            if len(found) < BATCH:
+                return done
+
+    async def _forget_old(self, user_id: UserId, file_id: FileId, age_seconds: float) -> None:
+        async def work(conn: Connection) -> None:
+            await files.lock_tree_shared(conn, user_id)
+            if await files.lock_file(conn, file_id) is None:
+                return
+            is_live = await files.get_by_id(conn, user_id, file_id) is not None
+            pruned = await versions.delete_old(conn, file_id, age_seconds=age_seconds)
+            await blobs.release_blobs(conn, pruned.blob_keys)
+            if is_live:
+                await users.update_usage(conn, user_id, versions_bytes=-pruned.size_bytes)
+            else:
+                await users.update_usage(conn, user_id, trash_bytes=-pruned.size_bytes)
+
+        await self._database.in_transaction(work)
+
+
+async def _get_file(conn: Connection, caller: Caller, place: Place) -> File:
+    found = await get(conn, caller.user_id, place)
+    if isinstance(found, Folder):
+        raise IsAFolder("A folder has no versions.", field="path")
+    return found
