@@ -200,9 +200,10 @@ class EmbeddedPostgres:
         if not processes.stop_all(find_postmaster, STOP_STEPS):
             raise StartError(f"a PostgreSQL that was left running in {self.data} does not end: "
                              f"processes {self._find_servers()}")
-        # With nobody at work here the file names a process that is not PostgreSQL's; were that number in use again
-        # by another program of ours, the server would not start (miscinit.c, CreateLockFile)
+        # With nobody at work here these name a process that is a zombie or not PostgreSQL's; the server would take
+        # either for a living one and not start (miscinit.c, CreateLockFile)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.sockets / f".s.PGSQL.{SETTINGS['port']}.lock").unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start the server, with a log beside its data folder, and wait until it takes connections.

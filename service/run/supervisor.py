@@ -72,6 +72,8 @@ class Supervisor:
                 await self._until_stopped(self._keep())
             finally:
                 await self._end()
+                if self._nginx:
+                    nginx.stop_leftovers(places.spool)
 
     def _ask_to_stop(self) -> None:
         if self._stop.is_set():
@@ -281,7 +283,9 @@ def _wait_for_database(dsn: str) -> None:
             psycopg.connect(dsn, connect_timeout=5).close()
             return
         except psycopg.OperationalError as error:
-            if time.monotonic() > deadline or "authentication failed" in str(error):
+            # a server that answers and refuses us will go on to; one that is starting up says "the database system is"
+            refused = "FATAL" in str(error) and "the database system is" not in str(error)
+            if refused or time.monotonic() > deadline:
                 raise StartError(f"the database does not take connections: {str(error).strip()}") from None
             time.sleep(0.5)
         except psycopg.Error as error:

@@ -21,8 +21,8 @@ from tests.run import fake_worker
 from tests.run.conftest import wait_for, wait_for_async
 from tests.run.fake_worker import BLOB, SEEN
 
-GIB = 2**30
-LIMIT = 50_000_000
+LIMIT = 64 * 2**30
+TEN_GIB = 10 * 2**30
 
 
 @dataclass(slots=True)
@@ -193,12 +193,11 @@ async def test_no_body_is_no_file(front: Front) -> None:
     assert not {"x-file", "x-body-length"} & front.seen[1].keys()
 
 
-@pytest.mark.parametrize("encoding", ["Content-Length: 10737418240", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("encoding", [f"Content-Length: {TEN_GIB}", "Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("expect", ["", "\nExpect: 100-continue"])
 async def test_anonymous_upload_ends_before_its_body(front: Front, encoding: str,
                                                      expect: str) -> None:
-    length = encoding.replace("10737418240", str(LIMIT))  # more than that is 413 at once
-    answer = await front.raw(f"PUT /file?path=/a HTTP/1.1\nHost: x\n{length}{expect}")
+    answer = await front.raw(f"PUT /file?path=/a HTTP/1.1\nHost: x\n{encoding}{expect}")
     assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json == json.loads(fake_worker.problem(401))
@@ -209,8 +208,8 @@ async def test_anonymous_upload_ends_before_its_body(front: Front, encoding: str
 
 async def test_refused_client_that_goes_on_sending_sees_the_answer(front: Front) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
-    writer.write(f"PUT /file?path=/a HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT}\r\n\r\n".encode())
-    for _ in range(LIMIT // 2**20):  # never looks at the answer
+    writer.write(f"PUT /file?path=/a HTTP/1.1\r\nHost: x\r\nContent-Length: {TEN_GIB}\r\n\r\n".encode())
+    for _ in range(50):  # never looks at the answer
         writer.write(bytes(2**20))
         await writer.drain()
         assert front.spooled() == []
