@@ -1,0 +1,121 @@
+"""The layers below HTTP put together for a test: a database of its own, a store in a folder, the domain on top."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+
+from service.db import files, users
+from service.db.instance import get_epoch
+from service.db.pool import Connection, Database
+from service.domain import content
+from service.domain.content import Content, Stored, Target
+from service.domain.files import Files
+from service.domain.housekeeping import Housekeeping
+from service.model import BlobKey, Caller, Conditions, SessionId, Staged, Usage, UserId, new_uuid
+from service.names import split_path
+from service.storage.local import LocalStore
+
+MAX_UPLOAD_BYTES = 10_000_000
+
+
+class WatchedStore(LocalStore):
+    """Looks into the database before each deletion: bytes whose row may still be referred to must never go (I6)."""
+
+    def __init__(self, root: Path, dsn: str) -> None:
+        super().__init__(root)
+        self.violations: list[BlobKey] = []
+        self.deleted: list[BlobKey] = []
+        self._dsn = dsn
+
+    async def delete(self, key: BlobKey) -> None:
+        """Remove a placed blob, and note it if it was not fenced."""
+        connection = await asyncpg.connect(self._dsn)
+        is_fenced = await connection.fetchval("SELECT NOT referable FROM blobs WHERE id = $1", key)
+        await connection.close()
+        if is_fenced is False:  # None: there is no such row, the upload was refused
+            self.violations.append(key)
+        self.deleted.append(key)
+        await super().delete(key)
+
+
+@dataclass
+class World:
+    """One service without its HTTP."""
+
+    dsn: str
+    root: Path
+    database: Database
+    store: WatchedStore
+    content: Content
+    files: Files
+    housekeeping: Housekeeping
+
+    async def new_caller(self, quota_bytes: int | None = None) -> Caller:
+        """An account, without the cost of a password."""
+        user_id = UserId(new_uuid())
+
+        async def work(conn: Connection) -> None:
+            await users.insert_user(conn, user_id=user_id, username=f"user-{user_id.hex}", password_hash="x",
+                                    quota_bytes=quota_bytes)
+            await files.insert_root(conn, user_id)
+
+        await self.database.in_transaction(work)
+        return Caller(user_id=user_id, session_id=SessionId(new_uuid()))
+
+    def stage(self, data: bytes) -> Staged:
+        """A body that has come in."""
+        writer = self.store.writer()
+        writer.write(data)
+        return writer.finish()
+
+    async def put(self, caller: Caller, path: str, data: bytes = b"", *, conditions: Conditions = Conditions(),
+                  content_type: str = "application/octet-stream", own_name: str | None = None) -> Stored:
+        """Upload to a path."""
+        target = Target(place=split_path(path), in_folder=path.endswith("/"), own_name=own_name)
+        return await self.content.store(caller, target, await asyncio.to_thread(self.stage, data),
+                                        content_type=content_type, conditions=conditions)
+
+    async def get(self, caller: Caller, path: str) -> bytes:
+        """Download; the digest, the size and the bytes have to agree."""
+        delivery = await self.content.deliver(caller, split_path(path))
+        data = await asyncio.to_thread(self.store.path(delivery.key).read_bytes)
+        assert len(data) == delivery.size_bytes
+        return data
+
+    async def delete(self, caller: Caller, path: str) -> None:
+        """Delete for good."""
+        await self.files.delete(caller, split_path(path), permanent=True)
+
+    async def usage(self, caller: Caller) -> Usage:
+        """What the account holds."""
+        return await self.files.usage(caller)
+
+    def staged(self) -> list[str]:
+        """What lies in staging."""
+        return sorted(file.name for file in (self.root / "staging").iterdir())
+
+    def blobs(self) -> set[UUID]:
+        """What lies among the blobs."""
+        return {UUID(file.name) for file in (self.root / "blobs").glob("*/*")}
+
+
+@asynccontextmanager
+async def open_world(dsn: str, root: Path, *, pool_size: int = 10, database: Database | None = None,
+                     versions_keep: int = 0) -> AsyncIterator[World]:
+    """Open everything on a migrated database; at the end no upload may still be under way."""
+    database = database or await Database.open(dsn, size=pool_size)
+    store = WatchedStore(root, dsn)
+    async with database.connection() as conn:
+        store.open(await get_epoch(conn))
+    limits = content.Limits(max_upload_bytes=MAX_UPLOAD_BYTES, min_free_bytes=0, versions_keep=versions_keep)
+    world = World(dsn, root, database, store, Content(database, store, limits), Files(database),
+                  Housekeeping(database, store))
+    yield world
+    await world.content.drain()
+    await database.close()
+    store.close()
