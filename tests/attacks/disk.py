@@ -70,13 +70,13 @@ def assert_confined(stack: Stack, *markers: str) -> None:
     """
     for folder in ("blobs", "staging", "spool"):
         for path in below(stack.root / folder):
-            name = str(path.relative_to(stack.root))
-            assert _BLOB.fullmatch(name) or _SPOOL.fullmatch(name), name
-            assert not path.is_symlink(), name
+            place = str(path.relative_to(stack.root))
+            assert _BLOB.fullmatch(place) or _SPOOL.fullmatch(place), place
+            assert not path.is_symlink(), place
     around = stack.root.parent
-    assert {path.name for path in around.iterdir()} <= {stack.root.name, f"{stack.root.name}.out"}
-    for folder in (around, *around.parents, Path.cwd(), Path("/etc"), Path("/tmp"), Path("/var"), Path.home()):
-        for found in os.listdir(folder):
-            assert not any(marker in found for marker in markers), (folder, found)
+    assert set(os.listdir(around)) <= {stack.root.name, f"{stack.root.name}.out"}
+    for outside in (around, *around.parents, Path.cwd(), Path("/etc"), Path("/tmp"), Path("/var"), Path.home()):
+        for name in os.listdir(outside):
+            assert not any(marker in name for marker in markers), (outside, name)
     for path in below(stack.root):
         assert not any(marker in path.name for marker in markers), path
