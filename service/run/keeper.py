@@ -50,6 +50,7 @@ class Keeper:
         self._say = say
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._is_ready = False
         self._is_stopping = False
 
     @property
@@ -59,6 +60,7 @@ class Keeper:
 
     async def start(self) -> None:
         """Start it and return when it is ready; StartError says what it complained about."""
+        self._is_ready = False
         command, folder = await asyncio.to_thread(self.child.prepare)
         output = self.child.output
         log, stderr = os.pipe() if output else (None, None)
@@ -79,8 +81,10 @@ class Keeper:
             lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(pipe, "rb", buffering=0))
         try:
             while chunk := await stream.read(2**16):
-                for line in output.feed(chunk):
-                    self._say(line)
+                lines = output.feed(chunk)
+                if self._is_ready:  # before that, whoever waits for it tells the last of them
+                    for line in lines:
+                        self._say(line)
         finally:
             transport.close()
 
@@ -88,6 +92,7 @@ class Keeper:
         deadline = time.monotonic() + self.child.ready_seconds
         while process.returncode is None:
             if await self.child.is_ready(process.pid):
+                self._is_ready = True
                 return
             if time.monotonic() > deadline:
                 await self.stop(asyncio.Event())
