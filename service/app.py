@@ -24,6 +24,7 @@ from service.config import Config
 from service.db.instance import get_epoch
 from service.db.pool import Database
 from service.domain import accounts, content, links
+from service.domain.archives import Archives
 from service.domain.files import Files
 from service.domain.health import HealthChecks
 from service.domain.housekeeping import Ages, Housekeeping
@@ -75,10 +76,11 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                                 requests_per_minute=config.requests_per_minute, quota_bytes=config.quota,
                                 session_ttl_seconds=config.session_ttl,
                                 access_token_ttl_seconds=config.access_token_ttl)),
-            content=door,
+            archives=Archives(database, store), content=door,
             files=Files(database), health=HealthChecks(database, cache, store),
             links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
-                              links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)), trash=Trash(database),
+                              links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)),
+            trash=Trash(database),
             versions=Versions(database, keep=config.versions_keep))
         sweeping = asyncio.create_task(_sweep(Housekeeping(
             database, store, Ages(trash_days=config.trash_days, versions_days=config.versions_days))))

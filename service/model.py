@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NewType
+from typing import Any, Literal, NewType
 from uuid import UUID
 
 import uuid_utils.compat
@@ -15,6 +15,12 @@ VersionId = NewType("VersionId", UUID)
 BlobKey = NewType("BlobKey", UUID)
 LinkId = NewType("LinkId", UUID)
 LinkKind = Literal["download", "upload"]
+Outcome = Literal["ok", "refused"]
+# stable words, which stay in the trail for as long as it is kept
+Action = Literal[
+    "register", "login", "logout", "token_reuse", "session_end", "password_change", "account_delete",
+    "upload", "folder_create", "move", "copy", "trash", "delete", "trash_restore", "trash_delete", "trash_empty",
+    "version_restore", "version_delete", "link_create", "link_revoke", "sign"]
 
 
 def new_uuid() -> UUID:
@@ -46,6 +52,34 @@ class Tokens:
     access_token: str
     expires_in_seconds: int
     refresh_token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a login began; `network` and `user_agent` are those of the login, None if they are not known."""
+
+    id: SessionId
+    created_at: datetime
+    refreshed_at: datetime
+    expires_at: datetime
+    user_agent: str | None
+    network: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """A line of an account's trail."""
+
+    id: int
+    at: datetime
+    action: Action
+    outcome: Outcome
+    session_id: SessionId | None
+    network: str | None
+    request_id: str | None
+    file_id: FileId | None
+    path: str | None
+    details: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +181,7 @@ class Staged:
     key: BlobKey
     size_bytes: int
     sha256: bytes
+    crc32: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

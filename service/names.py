@@ -16,6 +16,8 @@ MAX_DEPTH = 128
 # C0 and C1 controls with DEL (they break logs, headers and terminals), bidirectional overrides and isolates
 # (they make a name look like another), surrogates (not encodable) and the line separators of Unicode.
 _REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_PORTABLE = re.compile(r'[<>:"|?*\\]')
+_DEVICES = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³")})
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -58,6 +60,19 @@ def check_path(path: tuple[str, ...]) -> None:
         raise InvalidPath(f"A path may have at most {MAX_DEPTH} levels.", field="path")
     if len(join_path(path).encode()) > MAX_PATH_BYTES:
         raise InvalidPath(f"A path may have at most {MAX_PATH_BYTES} bytes in UTF-8.", field="path")
+
+
+def portable(name: str) -> str:
+    """The name as every system can have it: Windows has characters, endings and whole names that it does not take.
+
+    Source: "Naming Files, Paths, and Namespaces" of the Win32 documentation.
+    """
+    name = _NOT_PORTABLE.sub("_", name)
+    if name[-1:] in (".", " "):
+        name = name[:-1] + "_"
+    if name.partition(".")[0].rstrip(" ").upper() in _DEVICES:
+        name = f"_{name}"
+    return name
 
 
 def numbered(name: str, number: int) -> str:

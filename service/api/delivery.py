@@ -19,6 +19,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from service.api.keys import BEHIND_NGINX, STORE
+from service.domain.archives import Archives, Plan
 from service.errors import ContentUnavailable, PreconditionFailed, RangeNotSatisfiable
 from service.model import Delivery
 from service.security.addresses import SignedFile
@@ -174,6 +175,38 @@ def _wanted_ranges(request: web.Request, delivery: Delivery) -> list[Range] | No
         if _date(request, "If-Range") != _whole_seconds(delivery.modified_at):
             return None
     return parse_range(text, delivery.size_bytes)
+
+
+# --- archives ---
+
+async def respond_archive(request: web.Request, archives: Archives, plan: Plan) -> web.StreamResponse:
+    """Send an archive, or one part of it; the plan is closed by the caller."""
+    tags = entity_tags(request, "If-None-Match")
+    if "*" in tags or plan.etag in (tag.removeprefix("W/") for tag in tags):
+        return web.Response(status=304, headers={"ETag": plan.etag, "Cache-Control": "private, no-cache"})
+    status, (first, length) = 200, (0, plan.size_bytes)
+    headers = {
+        "Content-Type": "application/zip", "Content-Disposition": disposition(plan.name), "ETag": plan.etag,
+        "Cache-Control": "private, no-cache", "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'", "Cross-Origin-Resource-Policy": "same-origin",
+        "X-Accel-Buffering": "no",  # a slow client slows us down; nginx would put a whole archive aside
+    }
+    if request.method == "GET" and request.headers.get("If-Range", plan.etag).strip() == plan.etag:
+        ranges = parse_range(request.headers.get("Range", ""), plan.size_bytes)
+        if ranges == []:
+            raise RangeNotSatisfiable(size_bytes=plan.size_bytes)
+        if ranges is not None and len(ranges) == 1:
+            status, (first, length) = 206, ranges[0]
+            headers["Content-Range"] = _content_range((first, length), plan.size_bytes)
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = length
+    await response.prepare(request)
+    if request.method == "GET":
+        pieces = archives.pieces(plan, first, length)
+        while piece := await archives.next_piece(pieces):
+            await response.write(piece)
+    await response.write_eof()
+    return response
 
 
 # --- sending from this process ---

@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from service.domain.accounts import Accounts
+from service.domain.archives import Archives
 from service.domain.content import Content
 from service.domain.files import Files
 from service.domain.health import HealthChecks
@@ -22,6 +23,7 @@ class Domain:
     """What the service does, built once in `app.py`."""
 
     accounts: Accounts
+    archives: Archives
     content: Content
     files: Files
     health: HealthChecks

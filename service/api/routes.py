@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from service.api.rest import accounts, docs, files, health, preflight, trash, versions
+from service.api.rest import accounts, archives, docs, files, health, links, preflight, signed, trash, versions
+from service.api.web import links as visits
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -38,12 +39,22 @@ ROUTES = (
     Route("GET", "/file/download", files.download_file),
     Route("GET", "/file/download/", files.download_file),
     Route("GET", "/file/usage_memory", files.show_usage),
+    Route("GET", "/file/archive", archives.download_archive),
     Route("GET", "/file/trash", trash.list_trash),
     Route("POST", "/file/trash/restore", trash.restore_trashed),
     Route("DELETE", "/file/trash", trash.empty_trash),
     Route("GET", "/file/versions", versions.list_versions),
     Route("POST", "/file/versions/restore", versions.restore_version),
     Route("DELETE", "/file/versions", versions.forget_versions),
+    Route("POST", "/file/link", links.make_link),
+    Route("GET", "/file/link", links.list_links),
+    Route("DELETE", "/file/link/{id}", links.revoke_link),
+    Route("POST", "/file/sign", signed.sign_address),
+    Route("GET", "/s/{token}", visits.visit_link, PUBLIC),
+    Route("POST", "/s/{token}", visits.upload_through_link, PUBLIC),
+    Route("POST", "/s/{token}/open", visits.open_link, PUBLIC),
+    Route("GET", "/assets/{name}", visits.page_asset, PUBLIC),
+    Route("GET", "/d/{name}", signed.download_signed, PUBLIC),
     Route("GET", "/docs", docs.show_docs, PUBLIC),
     Route("GET", "/docs/{name}", docs.docs_asset, PUBLIC),
     Route("GET", "/openapi.json", docs.show_openapi, PUBLIC),

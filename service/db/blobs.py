@@ -7,18 +7,18 @@ import asyncpg
 
 from service.db.pool import Connection
 from service.errors import Unavailable
-from service.model import BlobKey, Staged
+from service.model import BlobKey, Staged, UserId
 
 INSERT_BLOB = """
 -- bytes that are placed and durable
-INSERT INTO blobs (id, size_bytes, sha256) VALUES ($1, $2, $3)
+INSERT INTO blobs (id, size_bytes, sha256, crc32) VALUES ($1, $2, $3, $4)
 """
 
 
 async def insert_blob(conn: Connection, staged: Staged) -> None:
     """Name a placed blob; raise Unavailable if it was taken for garbage and fenced in the meantime."""
     try:
-        await conn.execute(INSERT_BLOB, staged.key, staged.size_bytes, staged.sha256)
+        await conn.execute(INSERT_BLOB, staged.key, staged.size_bytes, staged.sha256, staged.crc32)
     except asyncpg.UniqueViolationError as error:
         raise Unavailable("The upload took too long; send it again.", retry_after_seconds=1) from error
 
@@ -45,6 +45,17 @@ async def get_blob(conn: Connection, key: BlobKey) -> Blob | None:
                                          created_at=row["created_at"])
 
 
+UPDATE_CRC32 = """
+-- found out afterwards
+UPDATE blobs SET crc32 = $2 WHERE id = $1
+"""
+
+
+async def update_crc32(conn: Connection, key: BlobKey, crc32: int) -> None:
+    """Write down the checksum of a blob that was stored without it."""
+    await conn.execute(UPDATE_CRC32, key, crc32)
+
+
 RELEASE_BLOBS = """
 -- mark what no version refers to any more; its bytes are removed later, behind the fence
 UPDATE blobs SET unref_since = now()
@@ -55,6 +66,20 @@ WHERE id = ANY($1::uuid[]) AND NOT EXISTS (SELECT FROM versions WHERE versions.b
 async def release_blobs(conn: Connection, keys: list[BlobKey]) -> None:
     """Let go of blobs whose versions were deleted in this transaction."""
     await conn.execute(RELEASE_BLOBS, keys)
+
+
+RELEASE_USER = """
+-- mark what only this account's versions refer to, which are about to be deleted
+UPDATE blobs SET unref_since = now()
+WHERE id IN (SELECT blob_id FROM files JOIN versions ON versions.file_id = files.id WHERE user_id = $1)
+  AND NOT EXISTS (SELECT FROM versions JOIN files ON files.id = versions.file_id
+                  WHERE versions.blob_id = blobs.id AND user_id <> $1)
+"""
+
+
+async def release_user(conn: Connection, user_id: UserId) -> None:
+    """Let go of all blobs of an account, which is deleted in this transaction."""
+    await conn.execute(RELEASE_USER, user_id, timeout=600)
 
 
 FENCE_UNREFERENCED = """

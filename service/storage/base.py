@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 
 from service.model import BlobKey, Staged
 
@@ -75,6 +75,12 @@ class BlobStore(Protocol):
 
     def path(self, key: BlobKey) -> Path:
         """The file of a placed blob, for when this process sends it itself."""
+
+    async def crc32(self, key: BlobKey) -> int:
+        """Read a placed blob for its checksum (CRC-32 as in zip)."""
+
+    def scratch(self) -> BinaryIO:
+        """A file without a name, for what is too much for memory; it is gone when it is closed."""
 
     def free_bytes(self) -> int:
         """Room on the disk."""

@@ -18,10 +18,12 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from service.errors import BadRequest, IncompleteBody, StorageFull, Unavailable
@@ -69,6 +71,15 @@ def _punch(descriptor: int, offset: int, length: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
+def _pieces(path: Path) -> Iterator[memoryview]:
+    """The bytes of a file; each piece is only there until the next one."""
+    buffer = bytearray(PIECE_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(buffer):
+            yield view[:length]
+
+
 class LocalWriter:
     """One body on its way into staging."""
 
@@ -76,6 +87,7 @@ class LocalWriter:
         self._key = BlobKey(new_uuid())
         self._path = staging / str(self._key)
         self._hash = hashlib.sha256()
+        self._crc32 = 0
         self._hashers = hashers
         self._size_bytes = 0
         try:
@@ -90,14 +102,16 @@ class LocalWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append and hash, both at once: neither needs the interpreter's lock for large pieces."""
-        hashed = self._hashers.submit(self._hash.update, data) if len(data) >= _WORTH_A_THREAD_BYTES else None
-        try:
-            self._append(memoryview(data))
-        finally:
-            if hashed is not None:
+        if len(data) >= _WORTH_A_THREAD_BYTES:
+            hashed = self._hashers.submit(self._hash.update, data)
+            try:
+                self._append(memoryview(data))
+            finally:
                 hashed.result()
-        if hashed is None:
+        else:
+            self._append(memoryview(data))
             self._hash.update(data)
+        self._crc32 = zlib.crc32(data, self._crc32)
         self._size_bytes += len(data)
 
     def _append(self, rest: memoryview) -> None:
@@ -117,7 +131,8 @@ class LocalWriter:
             raise _explain(error) from error
         self._file.close()
         self._file = None
-        return Staged(key=self._key, size_bytes=self._size_bytes, sha256=self._hash.digest())
+        return Staged(key=self._key, size_bytes=self._size_bytes, sha256=self._hash.digest(),
+                      crc32=self._crc32)
 
     def abort(self) -> None:
         """Throw away what was written; what `finish` gave out is left alone."""
@@ -249,20 +264,36 @@ class LocalStore:
         """Hash a claimed body and force it to the disk, both at once: one is for the processor, one for the disk."""
         path = self._staged(claim.key)
         try:
-            sha256, _ = await asyncio.gather(self.run(self._hash_file, path), self.run(self._sync_file, path))
+            sha256, crc32, _ = await asyncio.gather(
+                self.run(self._hash_file, path), self.run(self._sum_file, path), self.run(self._sync_file, path))
         except OSError as error:
             raise _explain(error) from error
-        return Staged(key=claim.key, size_bytes=claim.size_bytes, sha256=sha256)
+        return Staged(key=claim.key, size_bytes=claim.size_bytes, sha256=sha256, crc32=crc32)
 
     @staticmethod
     def _hash_file(path: Path) -> bytes:
         digest = hashlib.sha256()
-        buffer = bytearray(PIECE_BYTES)
-        view = memoryview(buffer)
-        with path.open("rb", buffering=0) as file:
-            while length := file.readinto(buffer):
-                digest.update(view[:length])
+        for piece in _pieces(path):
+            digest.update(piece)
         return digest.digest()
+
+    @staticmethod
+    def _sum_file(path: Path) -> int:
+        value = 0
+        for piece in _pieces(path):
+            value = zlib.crc32(piece, value)
+        return value
+
+    async def crc32(self, key: BlobKey) -> int:
+        """Read a placed blob for its checksum."""
+        return await self.run(self._sum_file, self.path(key))
+
+    def scratch(self) -> BinaryIO:
+        """A file without a name, for what is too much for memory; it is gone when it is closed."""
+        try:
+            return cast(BinaryIO, tempfile.TemporaryFile(dir=self._staging, buffering=2**16))
+        except OSError as error:
+            raise _explain(error) from error
 
     @staticmethod
     def _sync_file(path: Path) -> None:

@@ -73,7 +73,8 @@ def _check_username(value: str) -> None:
         raise ValidationError(f"A username has 1 to {MAX_USERNAME_BYTES} bytes in UTF-8.")
 
 
-def _check_text(value: str) -> None:
+def check_text(value: str) -> None:
+    """Raise ValidationError for lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -81,7 +82,7 @@ def _check_text(value: str) -> None:
 
 
 def _check_new_password(value: str) -> None:
-    _check_text(value)
+    check_text(value)
     if not MIN_PASSWORD_BYTES <= len(value.encode()) <= MAX_PASSWORD_BYTES:
         raise ValidationError(f"A password has {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8.")
 
@@ -122,7 +123,7 @@ class Registration(_Named):
 
 
 # no rule on its length: whatever is not the password is answered like any wrong one
-_PASSWORD = fields.String(required=True, validate=_check_text, metadata=_meta(
+_PASSWORD = fields.String(required=True, validate=check_text, metadata=_meta(
     "Password of the account", "correct horse battery staple", format="password"))
 
 
@@ -144,7 +145,7 @@ class LoginForm(Shape):
 class RefreshRequest(Shape):
     """A refresh token to be exchanged."""
 
-    refresh_token = _text("Refresh token, good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e", validate=_check_text)
+    refresh_token = _text("Refresh token, good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e", validate=check_text)
 
 
 _PATH_RULES = ("1 to 255 bytes a name and 4096 the whole in UTF-8, compared after NFC, case matters, no control "
@@ -154,15 +155,15 @@ _PATH_RULES = ("1 to 255 bytes a name and 4096 the whole in UTF-8, compared afte
 class PathQuery(Shape):
     """Which file or folder."""
 
-    path = fields.String(required=True, validate=_check_text, metadata=_meta(
+    path = fields.String(required=True, validate=check_text, metadata=_meta(
         f"Absolute path, or id, of the file or folder; {_PATH_RULES}", "/homework/notes.txt", minLength=1))
 
 
-_TARGET_PATH = fields.String(validate=_check_text, metadata=_meta(
+_TARGET_PATH = fields.String(validate=check_text, metadata=_meta(
     "Where to: a full path (the file there is replaced), or a folder (a path with `/` at its end, or that of a "
     f"folder that exists). Missing folders are made. Not given: the root folder. {_PATH_RULES}",
     "/homework/"))
-_TARGET_NAME = fields.String(validate=_check_text, metadata=_meta(
+_TARGET_NAME = fields.String(validate=check_text, metadata=_meta(
     "Name of the file within the folder that `path` names; not given: the uploaded file's own name", "notes.txt"))
 
 
@@ -176,7 +177,7 @@ class UploadQuery(Shape):
 class PutQuery(Shape):
     """Where a raw body goes."""
 
-    path = fields.String(required=True, validate=_check_text, metadata=_meta(
+    path = fields.String(required=True, validate=check_text, metadata=_meta(
         f"Full path of the file; what is there is replaced, missing folders are made. {_PATH_RULES}",
         "/homework/notes.txt", minLength=1))
 
@@ -215,7 +216,7 @@ class VersionQuery(PathQuery):
 class VersionRestore(Shape):
     """Which version becomes the newest one."""
 
-    path = _text("Path or id of the file", "/homework/notes.txt", validate=_check_text)
+    path = _text("Path or id of the file", "/homework/notes.txt", validate=check_text)
     version = _integer("Number of the version", 1, minimum=1)
 
 
@@ -223,7 +224,7 @@ class TrashQuery(Shape):
     """Which page of the trash."""
 
     limit = fields.Integer(validate=validate.Range(min=1, max=1000), metadata=_meta("Items of a page", 100))
-    cursor = fields.String(validate=_check_text, metadata=_meta("`next_cursor` of the page before", ""))
+    cursor = fields.String(validate=check_text, metadata=_meta("`next_cursor` of the page before", ""))
 
 
 class TrashSelection(Shape):
@@ -236,7 +237,7 @@ class TrashRestore(Shape):
     """What comes back, and where to."""
 
     id = fields.UUID(required=True, metadata=_meta("Id of the item", _EXAMPLE_ID))
-    to = fields.String(validate=_check_text, metadata=_meta(
+    to = fields.String(validate=check_text, metadata=_meta(
         "Full path, or a folder (a path with `/` at its end, or that of a folder that exists); not given: where it "
         "was, under a numbered name if its own is taken", "/homework/"))
 
@@ -255,6 +256,15 @@ class DeleteHeaders(Shape):
 
     if_match = _header("If-Match", "Delete only if the file has one of these entity tags", _EXAMPLE_ETAG)
     if_none_match = _header("If-None-Match", "Delete only if the file has none of these entity tags", _EXAMPLE_ETAG)
+
+
+class ArchiveHeaders(Shape):
+    """Ranges and conditions of an archive."""
+
+    range = _header("Range", "One part of the archive, in bytes (RFC 9110, section 14.2)", "bytes=1024-")
+    if_none_match = _header("If-None-Match", "304 if the archive has one of these entity tags", _EXAMPLE_ETAG)
+    if_range = _header("If-Range", "The range counts only if this entity tag is still that of the archive",
+                       _EXAMPLE_ETAG)
 
 
 class DownloadHeaders(Shape):
