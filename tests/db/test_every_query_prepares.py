@@ -1,0 +1,88 @@
+"""Each SQL constant of service/db fits the migrated schema, says what it is for, and has its one function."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import CodeType, ModuleType
+
+import asyncpg
+import pytest
+
+import service.db
+from service.db.pool import Connection
+from service.run.postgres import EmbeddedPostgres
+
+MODULES = [importlib.import_module(f"service.db.{found.name}") for found in pkgutil.iter_modules(service.db.__path__)]
+QUERIES = [(module, name) for module in MODULES for name, value in vars(module).items()
+           if name.isupper() and isinstance(value, str)]
+every_query = pytest.mark.parametrize(("module", "name"), QUERIES,
+                                      ids=[f"{module.__name__.rpartition('.')[2]}.{name}" for module, name in QUERIES])
+
+
+def test_there_are_queries_in_every_module_but_the_pool() -> None:
+    assert {module.__name__ for module in MODULES} - {module.__name__ for module, _ in QUERIES} == {"service.db.pool"}
+    names = [name for _, name in QUERIES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.fixture
+async def template(postgres: EmbeddedPostgres) -> AsyncIterator[Connection]:
+    """A connection to the migrated template itself: these tests change nothing, and there are many of them."""
+    connection = await asyncpg.connect(postgres.dsn("template_migrated"))
+    yield connection
+    await connection.close()
+
+
+@every_query
+async def test_query_prepares(template: Connection, module: ModuleType, name: str) -> None:
+    await template.prepare(getattr(module, name))
+
+
+@pytest.mark.parametrize("statement", ["SELECT nmae FROM files", "SELECT name FROM fiels",
+                                       "SELECT name FROM files WHERE id = 1", "INSERT INTO files (id) VALUES ($1, $2)"])
+async def test_query_with_a_mistake_does_not_prepare(template: Connection, statement: str) -> None:
+    with pytest.raises(asyncpg.PostgresError):
+        await template.prepare(statement)
+
+
+@every_query
+def test_query_begins_with_its_purpose_and_is_one_statement(module: ModuleType, name: str) -> None:
+    lines = getattr(module, name).strip().splitlines()
+    assert re.fullmatch(r"-- \S.*", lines[0])
+    assert not any(";" in line.partition("--")[0] for line in lines)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Every global name that a function uses, also in what is nested in it."""
+    return set(code.co_names).union(*(names_in(part) for part in code.co_consts if isinstance(part, CodeType)))
+
+
+@every_query
+def test_function_of_the_same_name_uses_the_query_and_nobody_else_does(module: ModuleType, name: str) -> None:
+    function = getattr(module, name.lower())
+    assert inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    assert function.__doc__
+    assert next(iter(inspect.signature(function).parameters)) == "conn"
+    users = [found.__name__ for _, found in inspect.getmembers(module, inspect.isfunction)
+             if found.__module__ == module.__name__ and name in names_in(found.__code__)]
+    assert users == [name.lower()]
+
+
+@every_query
+def test_parameters_are_numbered_without_a_gap(module: ModuleType, name: str) -> None:
+    numbers = {int(number) for number in re.findall(r"\$(\d+)", getattr(module, name))}
+    assert numbers == set(range(1, len(numbers) + 1))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.__name__))
+def test_no_statement_is_put_together_from_pieces(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in (
+                "execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_from_query", "prepare"):
+            statement = node.args[0]
+            assert isinstance(statement, ast.Name | ast.Constant), f"line {node.lineno}"
