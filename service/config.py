@@ -58,7 +58,7 @@ class Config(BaseSettings):
     jwt_secret: SecretStr | None = Field(None, description="key of access tokens; unset: made under the data root")
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64, description="processes that decide")
     max_upload_size: int = Field(64 * GIB, ge=1, le=2**62, description="bytes of one file at most")
-    public_url: str | None = Field(None, description="where clients reach the service; unset: http and the host they used")
+    public_url: str | None = Field(None, description="begin of links that are given out; unset: the host a client used")
     min_free_space: int = Field(GIB // 2, ge=0, description="bytes of the disk that uploads never touch")
     quota: int | None = Field(None, ge=0, le=2**62, description="bytes of a new account; unset: no limit")
     versions_keep: int = Field(10, ge=0, le=10_000, description="former versions kept of each file")

@@ -6,6 +6,7 @@ The same text serves `make run` and the nginx of a container: of the data root i
 import os
 import re
 import resource
+import secrets
 import shutil
 import signal
 import uuid
@@ -17,6 +18,8 @@ from pathlib import Path
 from service.config import Config
 from service.run import processes, programs
 from service.run.processes import StartError
+from service.security.addresses import AddressSigner
+from service.security.media import KINDS
 
 FOLDER = Path(__file__).parents[2] / "nginx"
 TEMPLATE = "nginx.conf.template"
@@ -73,8 +76,22 @@ def _render_refusals() -> str:
                      "}" for status in REFUSALS)
 
 
-def render(config: Config, sockets: Sequence[Path], *, as_root: bool) -> str:
-    """The whole configuration; `sockets` are the workers', `as_root` whether nginx will run as root."""
+def _render_signed_kinds() -> str:
+    """An address for each media type that signed addresses may have."""
+    return "\n".join(f"location /_signed/{kind}/ {{\n"
+                     "    {{include internal.conf}}\n"
+                     "    {{include headers.conf}}\n"
+                     "    {{include signed.conf}}\n"
+                     f"    default_type {_quote(content_type)};\n"
+                     "}" for kind, content_type in KINDS.items())
+
+
+def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: AddressSigner | None = None) -> str:
+    """The whole configuration; `sockets` are the workers', `as_root` whether nginx will run as root.
+
+    It holds what signatures are made with, so nobody else may read it.  Without `signer` no signed address is right.
+    """
+    signer = signer or AddressSigner(secrets.token_hex(32))
     values = {
         "user": "user root; # the workers' uid: spooled bodies have mode 0600" if as_root else "",
         "open_files": str(_count_open_files()),
@@ -83,6 +100,8 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool) -> str:
         "servers": "\n".join(f"server {_quote(f'unix:{socket}')} max_fails=0;" for socket in sockets),
         "single_workers": _render_single_workers(sockets),
         "refusals": _render_refusals(),
+        "signed_expression": signer.expression,
+        "signed_kinds": _render_signed_kinds(),
         "listen": _listen(config),
         "problem": PROBLEM,
         "max_body_size": str(config.max_upload_size + FRAME_BYTES),

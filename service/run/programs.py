@@ -49,12 +49,13 @@ class Wanted:
     version_option: str
     version_pattern: str
     min_version: tuple[int, ...]
-    must_mention: str = ""
+    must_mention: tuple[str, ...] = ()
 
 
 WANTED = {
     # -e, which keeps it from opening a log where it was compiled to, came with 1.19.5
-    "nginx": Wanted("-V", r"nginx/(\d+\.\d+\.\d+)", (1, 19, 5), "http_auth_request_module"),
+    "nginx": Wanted("-V", r"nginx/(\d+\.\d+\.\d+)", (1, 19, 5),
+                    ("http_auth_request_module", "http_secure_link_module")),
     "redis-server": Wanted("--version", r"v=(\d+\.\d+\.\d+)", (5, 0, 0)),
 }
 
@@ -107,7 +108,7 @@ def _try(path: Path, wanted: Wanted, environment: Mapping[str, str]) -> Program 
         return None
     found = re.search(wanted.version_pattern, text)
     version = tuple(map(int, found[1].split("."))) if found else ()
-    if version < wanted.min_version or wanted.must_mention not in text:
+    if version < wanted.min_version or any(word not in text for word in wanted.must_mention):
         return None
     return Program(path, version, environment)
 

@@ -28,6 +28,8 @@ from service.run.keeper import Child, Keeper
 from service.run.logs import NGINX_TROUBLE, POSTGRES_TROUBLE, WORKER_TROUBLE, LogFile, Output
 from service.run.postgres import EmbeddedPostgres
 from service.run.processes import StartError
+from service.security.addresses import SECRET_FILE, AddressSigner
+from service.security.tokens import read_or_create_secret
 
 PROJECT = Path(__file__).parents[2]
 DRAIN_SECONDS = 30
@@ -122,8 +124,12 @@ class Supervisor:
 
     def _write_nginx_configuration(self, places: Folders) -> None:
         sockets = [places.worker_socket(number) for number in range(self._config.workers)]
-        text = nginx.render(self._config, sockets, as_root=os.geteuid() == 0)
-        (places.run / "nginx.conf").write_text(text, encoding="utf-8")
+        signer = AddressSigner(read_or_create_secret(places.root / SECRET_FILE))
+        text = nginx.render(self._config, sockets, as_root=os.geteuid() == 0, signer=signer)
+        path = places.run / "nginx.conf"
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # it holds a secret, also where an older version left it open
+        path.write_text(text, encoding="utf-8")
 
     async def _start_database(self, places: Folders) -> str:
         """Start the embedded PostgreSQL or wait for the other one; return its address."""

@@ -8,6 +8,8 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from urllib.parse import quote
 
+SECRET_FILE = "address_secret"  # below the data root, made at the first start
+
 # Apart for each use, so that a signature made for one means nothing to another.
 _HEAD, _TAIL, _PROOF = b"signed address: head", b"signed address: tail", b"proof of a link"
 _PROOF_TEXT = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})")

@@ -13,6 +13,7 @@ from service.config import Config
 from service.run import nginx
 from service.run.processes import StartError
 from service.run.programs import Program
+from service.security.media import KINDS
 
 PER_REQUEST = {"X-File", "X-Body-Length", "X-Body-Transfer-Encoding", "X-Original-Method", "X-Original-Uri"}
 
@@ -59,7 +60,7 @@ def test_neither_regular_expressions_nor_rewriting() -> None:
 
 def test_alias_and_its_location_end_in_a_slash() -> None:
     aliases = {name: body for name, body in locations().items() if "alias " in body}
-    assert list(aliases) == ["/_blobs/"]
+    assert set(aliases) == {"/_blobs/", *(f"/_signed/{kind}/" for kind in KINDS)}
     for name, body in aliases.items():
         assert name.endswith("/")
         assert re.findall(r"alias (\S+);", body) == ["../../blobs/"]
@@ -68,7 +69,7 @@ def test_alias_and_its_location_end_in_a_slash() -> None:
 def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
     common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
     proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
-    assert set(proxied) == {"/", "/auth/", "= /file", "= /_preflight"}
+    assert set(proxied) == {"/", "/auth/", "= /file", "= /_preflight", "@link_visit", "@link_upload"}
     for body in proxied.values():
         names = re.findall(r"proxy_set_header (\S+)", body)
         assert len(set(names)) == len(names)
@@ -76,7 +77,7 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
 
 
 def test_only_uploads_carry_the_name_of_a_file() -> None:
-    assert [name for name, body in locations().items() if "X-File $" in body] == ["= /file"]
+    assert [name for name, body in locations().items() if "X-File $" in body] == ["= /file", "@link_upload"]
 
 
 def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:

@@ -37,6 +37,7 @@ T = TypeVar("T")
 TAGS = {
     "auth": "Accounts and sessions.",
     "file": "Files and folders of the caller.",
+    "link": "Public links, for people without an account, and signed addresses.",
     "health": "Whether the service works, and how fast.",
     "docs": "This documentation.",
 }

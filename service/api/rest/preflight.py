@@ -12,6 +12,7 @@ from service.api.auth import authenticate
 from service.api.errors import render
 from service.api.keys import BEHIND_NGINX, TRACE
 from service.api.rest.files import admit_upload
+from service.api.rest.links import admit_link_upload
 from service.errors import NotFound, ServiceError
 
 
@@ -20,10 +21,14 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
     if not request.app[BEHIND_NGINX]:
         raise NotFound()
     method = request.headers.get("X-Original-Method", "")
+    address = request.headers.get("X-Original-Uri", "")
     try:
-        who = await authenticate(request)
-        if method in ("PUT", "POST"):
-            await admit_upload(request, who, method, request.headers.get("X-Original-Uri", ""))
+        if address.startswith("/s/"):
+            await admit_link_upload(request, address)
+        else:
+            who = await authenticate(request)
+            if method in ("PUT", "POST"):
+                await admit_upload(request, who, method, address)
     except ServiceError as error:
         return _refuse(error, request[TRACE].request_id)
     return web.Response(status=204)
