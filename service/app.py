@@ -25,9 +25,11 @@ from service.db.instance import get_epoch
 from service.db.pool import Database
 from service.domain import accounts, content, links
 from service.domain.archives import Archives
+from service.domain.audit import Audit
 from service.domain.files import Files
 from service.domain.health import HealthChecks
 from service.domain.housekeeping import Ages, Housekeeping
+from service.domain.sessions import Sessions
 from service.domain.trash import Trash
 from service.domain.versions import Versions
 from service.security.addresses import SECRET_FILE, AddressSigner, LinkProofs
@@ -69,17 +71,21 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
         door = content.Content(database, store, content.Limits(
             max_upload_bytes=config.max_upload_size, min_free_bytes=config.min_free_space,
             versions_keep=config.versions_keep))
+        trail = Audit(database, cache)
         app[DOMAIN] = Domain(
             accounts=accounts.Accounts(
                 database, cache, passwords, AccessTokens(secret, config.access_token_ttl),
                 accounts.Limits(login_attempts_per_minute=config.login_attempts_per_minute,
                                 requests_per_minute=config.requests_per_minute, quota_bytes=config.quota,
                                 session_ttl_seconds=config.session_ttl,
-                                access_token_ttl_seconds=config.access_token_ttl)),
+                                access_token_ttl_seconds=config.access_token_ttl),
+                trail),
+            audit=trail,
             archives=Archives(database, store), content=door,
             files=Files(database), health=HealthChecks(database, cache, store),
             links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
                               links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)),
+            sessions=Sessions(database, cache),
             trash=Trash(database),
             versions=Versions(database, keep=config.versions_keep))
         sweeping = asyncio.create_task(_sweep(Housekeeping(
@@ -87,6 +93,7 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
         yield
         sweeping.cancel()
         await app[DOMAIN].content.drain()
+        await trail.drain()
         passwords.close()
         await cache.close()
         await database.close()

@@ -97,6 +97,12 @@ class Forbidden(ServiceError):
     code = "forbidden"
 
 
+class WrongPassword(Forbidden):
+    """This is not the password of the account."""
+
+    code = "wrong_password"
+
+
 class NotFound(ServiceError):
     """There is nothing here for this account."""
 

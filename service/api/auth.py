@@ -8,6 +8,7 @@ from service.api.keys import BEHIND_NGINX, CALLER, DOMAIN, PUBLIC_URL
 from service.errors import BadRequest, Unauthenticated
 from service.model import Caller
 
+MAX_AGENT_CHARACTERS = 120
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -32,6 +33,12 @@ def address(request: web.Request) -> str:
     if request.app[BEHIND_NGINX]:
         return request.headers.get("X-Real-IP", "")
     return request.remote or ""
+
+
+def user_agent(request: web.Request) -> str | None:
+    """What the client's program calls itself, shortened to what fits a list for people; None for nothing."""
+    text = "".join(c for c in request.headers.get("User-Agent", "")[:MAX_AGENT_CHARACTERS] if c.isprintable()).strip()
+    return text or None
 
 
 def origin(request: web.Request) -> str:

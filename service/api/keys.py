@@ -6,11 +6,13 @@ from typing import Any
 from aiohttp import web
 
 from service.domain.accounts import Accounts
+from service.domain.audit import Audit
 from service.domain.archives import Archives
 from service.domain.content import Content
 from service.domain.files import Files
 from service.domain.health import HealthChecks
 from service.domain.links import Links
+from service.domain.sessions import Sessions
 from service.domain.trash import Trash
 from service.domain.versions import Versions
 from service.model import Caller
@@ -23,11 +25,13 @@ class Domain:
     """What the service does, built once in `app.py`."""
 
     accounts: Accounts
+    audit: Audit
     archives: Archives
     content: Content
     files: Files
     health: HealthChecks
     links: Links
+    sessions: Sessions
     trash: Trash
     versions: Versions
 

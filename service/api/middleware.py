@@ -8,11 +8,12 @@ from aiohttp.typedefs import Handler
 
 from service import errors
 from service.api import body
-from service.api.auth import authenticate
+from service.api.auth import address, authenticate
 from service.api.errors import from_aiohttp, render
 from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Trace
 from service.api.protocol import SERVER
 from service.api.routes import PUBLIC_HANDLERS
+from service.domain import audit
 from service.model import new_uuid
 
 log = structlog.get_logger()
@@ -31,6 +32,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         claim, failure = None, error
     request_id = request.headers.get("X-Request-Id", "") if request.app[BEHIND_NGINX] else ""
     trace = request[TRACE] = Trace(request_id=request_id or new_uuid().hex)
+    audit.begin(request_id=trace.request_id, address=address(request))
     if claim is not None:
         request[CLAIM] = claim
     try:
@@ -83,4 +85,5 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     """Who is it?  Every handler needs an account, but those that the table of routes has as public."""
     if request.match_info.http_exception is None and request.match_info.handler not in PUBLIC_HANDLERS:
         request[CALLER] = await authenticate(request)
+        audit.identified(request[CALLER])
     return await handler(request)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from service.api.rest import accounts, archives, docs, files, health, links, preflight, signed, trash, versions
+from service.api.rest import (
+    accounts, archives, audit, docs, files, health, links, preflight, sessions, signed, trash, versions,
+)
 from service.api.web import links as visits
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,6 +33,12 @@ ROUTES = (
     Route("POST", "/auth/jwt/refresh", accounts.refresh, PUBLIC),
     Route("POST", "/auth/jwt/logout", accounts.log_out),
     Route("GET", "/auth/me", accounts.show_me),
+    Route("DELETE", "/auth/me", accounts.delete_me),
+    Route("POST", "/auth/password", accounts.change_password),
+    Route("GET", "/auth/session", sessions.list_sessions),
+    Route("DELETE", "/auth/session", sessions.end_sessions),
+    Route("DELETE", "/auth/session/{id}", sessions.end_session),
+    Route("GET", "/auth/audit", audit.list_audit),
     Route("POST", "/file", files.upload_form),
     Route("PUT", "/file", files.upload_bytes),
     Route("DELETE", "/file", files.delete_file),

@@ -3,18 +3,20 @@
 from datetime import timedelta
 
 from service.db.pool import Connection
-from service.model import SessionId, UserId
+from service.model import Session, SessionId, UserId
 
 INSERT_SESSION = """
 -- a login
-INSERT INTO sessions (id, user_id, refresh_sha256, expires_at) VALUES ($1, $2, $3, now() + $4::interval)
+INSERT INTO sessions (id, user_id, refresh_sha256, expires_at, user_agent, network)
+VALUES ($1, $2, $3, now() + $4::interval, $5, $6)
 """
 
 
 async def insert_session(conn: Connection, *, session_id: SessionId, user_id: UserId, refresh_sha256: bytes,
-                         ttl_seconds: int) -> None:
+                         ttl_seconds: int, user_agent: str | None, network: str | None) -> None:
     """Begin a session."""
-    await conn.execute(INSERT_SESSION, session_id, user_id, refresh_sha256, timedelta(seconds=ttl_seconds))
+    await conn.execute(INSERT_SESSION, session_id, user_id, refresh_sha256, timedelta(seconds=ttl_seconds), user_agent,
+                       network)
 
 
 IS_SESSION_OPEN = """
@@ -43,15 +45,54 @@ async def update_refresh(conn: Connection, session_id: SessionId, *, old_sha256:
     return None if user_id is None else UserId(user_id)
 
 
-END_SESSION = """
--- a logout, or a refresh token used twice
-UPDATE sessions SET ended_at = now() WHERE id = $1 AND ended_at IS NULL
+LIST_SESSIONS = """
+-- what is open, the one used last first
+SELECT id, created_at, refreshed_at, expires_at, user_agent, network FROM sessions
+WHERE user_id = $1 AND ended_at IS NULL AND expires_at > now() ORDER BY refreshed_at DESC, id DESC LIMIT 1000
 """
 
 
-async def end_session(conn: Connection, session_id: SessionId) -> None:
-    """End a session; nothing happens if it has ended."""
-    await conn.execute(END_SESSION, session_id)
+async def list_sessions(conn: Connection, user_id: UserId) -> list[Session]:
+    """The open sessions of the account, a thousand at most."""
+    return [Session(id=SessionId(row["id"]), created_at=row["created_at"], refreshed_at=row["refreshed_at"],
+                    expires_at=row["expires_at"], user_agent=row["user_agent"], network=row["network"])
+            for row in await conn.fetch(LIST_SESSIONS, user_id)]
+
+
+END_SESSION = """
+-- a refresh token used twice
+UPDATE sessions SET ended_at = now() WHERE id = $1 AND ended_at IS NULL AND expires_at > now() RETURNING user_id
+"""
+
+
+async def end_session(conn: Connection, session_id: SessionId) -> UserId | None:
+    """End a session; whose it was, or None if it was not open."""
+    user_id = await conn.fetchval(END_SESSION, session_id)
+    return None if user_id is None else UserId(user_id)
+
+
+END_OWN_SESSION = """
+-- one session of an account
+UPDATE sessions SET ended_at = now() WHERE id = $2 AND user_id = $1 AND ended_at IS NULL AND expires_at > now()
+RETURNING true
+"""
+
+
+async def end_own_session(conn: Connection, user_id: UserId, session_id: SessionId) -> bool:
+    """End an open session of the account; whether there was one."""
+    return await conn.fetchval(END_OWN_SESSION, user_id, session_id) is not None
+
+
+END_SESSIONS = """
+-- all sessions of an account, or all but one
+UPDATE sessions SET ended_at = now()
+WHERE user_id = $1 AND id IS DISTINCT FROM $2 AND ended_at IS NULL AND expires_at > now() RETURNING id
+"""
+
+
+async def end_sessions(conn: Connection, user_id: UserId, *, keep: SessionId | None) -> list[SessionId]:
+    """End the open sessions of the account but `keep`; which."""
+    return [SessionId(row["id"]) for row in await conn.fetch(END_SESSIONS, user_id, keep)]
 
 
 DELETE_EXPIRED_SESSIONS = """

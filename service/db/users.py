@@ -36,6 +36,62 @@ async def get_credentials(conn: Connection, username: str) -> tuple[UserId, str]
     return None if row is None else (UserId(row["id"]), row["password_hash"])
 
 
+GET_PASSWORD = """
+-- what a caller's own password is checked against
+SELECT username, password_hash FROM users WHERE id = $1
+"""
+
+
+async def get_password(conn: Connection, user_id: UserId) -> tuple[str, str] | None:
+    """The username and the password's hash, or None."""
+    row = await conn.fetchrow(GET_PASSWORD, user_id)
+    return None if row is None else (row["username"], row["password_hash"])
+
+
+LOCK_PASSWORD = """
+-- whoever changes the password waits for us, or we for them and then find another hash
+SELECT true FROM users WHERE id = $1 AND password_hash = $2 FOR SHARE
+"""
+
+
+async def lock_password(conn: Connection, user_id: UserId, password_hash: str) -> bool:
+    """Whether this is still the hash of the account; if so, it stays until the transaction ends."""
+    return await conn.fetchval(LOCK_PASSWORD, user_id, password_hash) is not None
+
+
+UPDATE_PASSWORD = """
+-- only over the hash that the old password was checked against
+UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING true
+"""
+
+
+async def update_password(conn: Connection, user_id: UserId, *, old_hash: str, new_hash: str) -> bool:
+    """Replace the hash; False if it is another one by now, or the account is gone."""
+    return await conn.fetchval(UPDATE_PASSWORD, user_id, old_hash, new_hash) is not None
+
+
+LOCK_USER = """
+-- the account is about to go
+SELECT true FROM users WHERE id = $1 AND password_hash = $2 FOR UPDATE
+"""
+
+
+async def lock_user(conn: Connection, user_id: UserId, password_hash: str) -> bool:
+    """Keep everybody else away from the account's row; False if it has another password by now, or is gone."""
+    return await conn.fetchval(LOCK_USER, user_id, password_hash) is not None
+
+
+DELETE_USER = """
+-- the account; its sessions, files, versions, links and trail follow by their foreign keys
+DELETE FROM users WHERE id = $1
+"""
+
+
+async def delete_user(conn: Connection, user_id: UserId) -> None:
+    """Delete the account with all rows of it; `files.lock_tree` and `blobs.release_user` have to come before."""
+    await conn.execute(DELETE_USER, user_id, timeout=600)
+
+
 GET_USER = """
 -- an account by its id
 SELECT id, username, created_at FROM users WHERE id = $1

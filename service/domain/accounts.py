@@ -1,15 +1,20 @@
-"""Accounts and sessions: register, log in, refresh, log out, and who makes a request."""
+"""Accounts: register, log in, refresh, log out, change the password, delete; and who makes a request."""
 
 import hashlib
+import time
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.cache.base import Cache
-from service.db import files, sessions, users
+from service.db import blobs, files, sessions, users
 from service.db.pool import Connection, Database
+from service.domain.audit import Audit, record
+from service.domain.sessions import forget, key_of
 from service.domain.throttle import network, throttle
-from service.errors import InvalidCredentials, InvalidField, InvalidRefreshToken, Unauthenticated
-from service.model import Caller, SessionId, Tokens, User, UserId, new_uuid
+from service.errors import (
+    Conflict, InvalidCredentials, InvalidField, InvalidRefreshToken, Unauthenticated, Unavailable, WrongPassword,
+)
+from service.model import Action, Caller, SessionId, Tokens, User, UserId, new_uuid
 from service.security.passwords import Passwords
 from service.security.secrets import new_refresh_token, parse_refresh_token
 from service.security.tokens import AccessTokens
@@ -17,6 +22,7 @@ from service.security.tokens import AccessTokens
 # A session that was found open is believed for so long; ending one forgets it at once, so this bounds only what happens
 # when the cache could not be told.
 SESSION_CACHE_SECONDS = 3.0
+LOGIN_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +36,26 @@ class Limits:
     quota_bytes: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Proven:
+    """An account whose password was given, and the hash that it was checked against."""
+
+    user_id: UserId
+    password: str = field(repr=False)
+    password_hash: str = field(repr=False)
+
+
 class Accounts:
     """Who is who."""
 
     def __init__(self, database: Database, cache: Cache, passwords: Passwords, tokens: AccessTokens,
-                 limits: Limits) -> None:
+                 limits: Limits, trail: Audit) -> None:
         self._database = database
         self._cache = cache
         self._passwords = passwords
         self._tokens = tokens
         self._limits = limits
+        self._trail = trail
 
     async def register(self, username: str, password: str, *, address: str) -> User:
         """Make an account with its root folder; raise UsernameTaken, InvalidField, TooManyRequests."""
@@ -51,17 +67,14 @@ class Accounts:
             user = await users.insert_user(conn, user_id=UserId(new_uuid()), username=username,
                                            password_hash=password_hash, quota_bytes=self._limits.quota_bytes)
             await files.insert_root(conn, user.id)
+            await record(conn, user.id, "register")
             return user
 
         return await self._database.in_transaction(work)
 
-    async def log_in(self, username: str, password: str, *, address: str) -> Tokens:
-        """Begin a session.
+    # --- passwords ---
 
-        Raises InvalidCredentials, alike and in the same time for an unknown account and a wrong password, and
-        TooManyRequests before anything is hashed.
-        """
-        username = unicodedata.normalize("NFC", username)
+    async def _throttle_password(self, username: str, address: str) -> None:
         where = network(address)
         account = hashlib.sha256(username.encode()).hexdigest()[:32]
         await throttle(self._cache, [
@@ -70,17 +83,98 @@ class Accounts:
             # many networks against one account; wide enough that a stranger can hardly lock its owner out
             (f"login:{account}", 10 * self._limits.login_attempts_per_minute),
         ])
+
+    async def _prove(self, caller: Caller, password: str, *, address: str, action: Action,
+                     named: str) -> _Proven:
+        """Check the caller's password again; raise WrongPassword, and TooManyRequests before anything is hashed."""
         async with self._database.connection() as conn:
-            found = await users.get_credentials(conn, username)
-        is_right = await self._passwords.verify(password, None if found is None else found[1])
-        if found is None or not is_right:
-            raise InvalidCredentials()
-        caller = Caller(user_id=found[0], session_id=SessionId(new_uuid()))
+            found = await users.get_password(conn, caller.user_id)
+        if found is None:
+            raise Unauthenticated()
+        username, password_hash = found
+        await self._throttle_password(username, address)
+        if not await self._passwords.verify(password, password_hash):
+            self._trail.refused(caller.user_id, action)
+            raise WrongPassword(field=named)
+        return _Proven(user_id=caller.user_id, password=password, password_hash=password_hash)
+
+    async def change_password(self, caller: Caller, old_password: str, new_password: str, *, address: str) -> None:
+        """Change the password and end all other sessions of the account; the caller's own goes on.
+
+        Raises WrongPassword, InvalidField, TooManyRequests, and Conflict if somebody else has just changed it.
+        """
+        proven = await self._prove(caller, old_password, address=address, action="password_change",
+                                   named="old_password")
+        new_hash = await self._passwords.hash(new_password, field="new_password")
+
+        async def work(conn: Connection) -> list[SessionId]:
+            if not await users.update_password(conn, caller.user_id, old_hash=proven.password_hash, new_hash=new_hash):
+                raise Conflict("The password was changed at the same time; try again.")
+            ended = await sessions.end_sessions(conn, caller.user_id, keep=caller.session_id)
+            await record(conn, caller.user_id, "password_change", sessions_ended=len(ended))
+            return ended
+
+        await forget(self._cache, await self._database.in_transaction(work))
+
+    async def delete(self, caller: Caller, password: str, *, address: str) -> None:
+        """Delete the account and everything in it; the bytes follow after the grace time of the sweeper.
+
+        Raises WrongPassword, TooManyRequests, and Conflict if somebody has just changed the password.
+        """
+        proven = await self._prove(caller, password, address=address, action="account_delete", named="password")
+
+        async def work(conn: Connection) -> list[SessionId]:
+            await files.lock_tree(conn, caller.user_id)  # uploads under way come first, later ones find nothing
+            if not await users.lock_user(conn, caller.user_id, proven.password_hash):
+                raise Conflict("The password was changed at the same time; try again.")
+            ended = await sessions.end_sessions(conn, caller.user_id, keep=None)
+            await blobs.release_user(conn, caller.user_id)
+            await users.delete_user(conn, caller.user_id)
+            return ended
+
+        await forget(self._cache, await self._database.in_transaction(work))
+
+    # --- sessions and their tokens ---
+
+    async def log_in(self, username: str, password: str, *, address: str, user_agent: str | None = None) -> Tokens:
+        """Begin a session.
+
+        Raises InvalidCredentials, alike and in the same time for an unknown account and a wrong password, and
+        TooManyRequests before anything is hashed.
+        """
+        username = unicodedata.normalize("NFC", username)
+        await self._throttle_password(username, address)
+        for _ in range(LOGIN_TRIES):
+            async with self._database.connection() as conn:
+                found = await users.get_credentials(conn, username)
+            is_right = await self._passwords.verify(password, None if found is None else found[1])
+            if found is None or not is_right:
+                if found is not None:
+                    self._trail.refused(found[0], "login")
+                raise InvalidCredentials()
+            proven = _Proven(user_id=found[0], password=password, password_hash=found[1])
+            # None: the hash is another one by now, and what was right may be wrong
+            if (tokens := await self._begin(proven, address=address, user_agent=user_agent)) is not None:
+                return tokens
+        raise Unavailable("The password is being changed; try again.", retry_after_seconds=1)
+
+    async def _begin(self, proven: _Proven, *, address: str, user_agent: str | None) -> Tokens | None:
+        """A session for a password that was right, if it still is when the session is there."""
+        caller = Caller(user_id=proven.user_id, session_id=SessionId(new_uuid()))
         refresh_token, refresh_sha256 = new_refresh_token(caller.session_id)
-        async with self._database.connection() as conn:
-            await sessions.insert_session(conn, session_id=caller.session_id, user_id=caller.user_id,
-                                          refresh_sha256=refresh_sha256, ttl_seconds=self._limits.session_ttl_seconds)
-        return self._give(caller, refresh_token)
+        new_hash = (await self._passwords.hash(proven.password)
+                    if self._passwords.is_outdated(proven.password_hash) else None)
+
+        async def work(conn: Connection) -> bool:
+            if not await _keep_password(conn, proven, new_hash):
+                return False
+            await sessions.insert_session(
+                conn, session_id=caller.session_id, user_id=caller.user_id, refresh_sha256=refresh_sha256,
+                ttl_seconds=self._limits.session_ttl_seconds, user_agent=user_agent, network=network(address))
+            await record(conn, caller.user_id, "login", session_id=caller.session_id)
+            return True
+
+        return self._give(caller, refresh_token) if await self._database.in_transaction(work) else None
 
     def _give(self, caller: Caller, refresh_token: str) -> Tokens:
         return Tokens(access_token=self._tokens.issue(caller), refresh_token=refresh_token,
@@ -97,31 +191,39 @@ class Accounts:
         async with self._database.connection() as conn:
             user_id = await sessions.update_refresh(conn, session_id, old_sha256=old_sha256, new_sha256=new_sha256,
                                                     ttl_seconds=self._limits.session_ttl_seconds)
-            if user_id is None:
-                # either a guess, or a token that was stolen or used before: in both cases nobody goes on with it
-                await self._end(conn, session_id)
-                raise InvalidRefreshToken()
+        if user_id is None:
+            # either a guess, or a token that was stolen or used before: in both cases nobody goes on with it
+            await self._end(session_id, "token_reuse")
+            raise InvalidRefreshToken()
         return self._give(Caller(user_id=user_id, session_id=session_id), new_token)
 
     async def log_out(self, caller: Caller) -> None:
         """End the caller's session: its tokens are refused from now on."""
-        async with self._database.connection() as conn:
-            await self._end(conn, caller.session_id)
+        await self._end(caller.session_id, "logout")
 
-    async def _end(self, conn: Connection, session_id: SessionId) -> None:
-        await sessions.end_session(conn, session_id)
-        await self._cache.forget(_session_key(session_id))
+    async def _end(self, session_id: SessionId, action: Action) -> None:
+        async def work(conn: Connection) -> None:
+            user_id = await sessions.end_session(conn, session_id)
+            if user_id is not None:
+                await record(conn, user_id, action, session_id=session_id)
+
+        await self._database.in_transaction(work)
+        await forget(self._cache, [session_id])
 
     async def authenticate(self, access_token: str) -> Caller:
         """Who sent this token; raise Unauthenticated if it is not valid or its session has ended."""
         caller = self._tokens.verify(access_token)
-        key = _session_key(caller.session_id)
+        key = key_of(caller.session_id)
         if await self._cache.get(key) == caller.user_id.bytes:
             return caller
+        asked_at = time.monotonic()
         async with self._database.connection() as conn:
             if not await sessions.is_session_open(conn, caller.session_id, caller.user_id):
                 raise Unauthenticated("The session of this token has ended.")
-        await self._cache.set(key, caller.user_id.bytes, ttl_seconds=SESSION_CACHE_SECONDS)
+        # counted from the question: a slow answer may be about a session that has ended since
+        rest = asked_at + SESSION_CACHE_SECONDS - time.monotonic()
+        if rest > 0:
+            await self._cache.set(key, caller.user_id.bytes, ttl_seconds=rest)
         return caller
 
     async def me(self, caller: Caller) -> User:
@@ -133,8 +235,14 @@ class Accounts:
         return user
 
 
-def _session_key(session_id: SessionId) -> str:
-    return f"session:{session_id}"
+async def _keep_password(conn: Connection, proven: _Proven, new_hash: str | None) -> bool:
+    """Whether the password is still the one that was checked; a change of it now waits for this transaction.
+
+    Without this a login that was checked before a change could begin its session after it, and outlive it.
+    """
+    if new_hash is None:
+        return await users.lock_password(conn, proven.user_id, proven.password_hash)
+    return await users.update_password(conn, proven.user_id, old_hash=proven.password_hash, new_hash=new_hash)
 
 
 def _check_username(username: str) -> str:

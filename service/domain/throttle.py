@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from service.cache.base import Cache
 from service.errors import TooManyRequests
@@ -16,13 +16,11 @@ async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
 
 
 def network(address: str) -> str:
-    """What one attacker usually has: an IPv4 /24, an IPv6 /64."""
+    """What one attacker usually has, an IPv4 /24 or an IPv6 /64, as `192.0.2.0/24`; "unknown" for no address."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
         return "unknown"
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is None:
-            return parsed.exploded[:19]
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped
-    return str(parsed).rpartition(".")[0]
+    return str(ip_network((parsed, 64 if parsed.version == 6 else 24), strict=False))

@@ -40,15 +40,20 @@ class Passwords:
         self._executor = ThreadPoolExecutor(max_concurrent, thread_name_prefix="password")
         self._places = threading.BoundedSemaphore(max_concurrent + MAX_WAITING)
 
-    async def hash(self, password: str) -> str:
-        """The bcrypt hash to store.
+    def is_outdated(self, hashed: str) -> bool:
+        """Whether the hash was not made at today's cost: then it takes another time to check than nobody's does."""
+        match = _HASH.fullmatch(hashed)
+        return match is not None and int(match[1]) != self._cost
+
+    async def hash(self, password: str, *, field: str = "password") -> str:
+        """The bcrypt hash to store; `field` is what a complaint is about.
 
         Raises InvalidField for a password that is shorter than 8 characters (after NFKC), longer than 1024 bytes or
         not Unicode; Unavailable at once if too many calls wait.
         """
-        text = _normalise(password)
+        text = _normalise(password, field)
         if len(text) < MIN_CHARACTERS:
-            raise InvalidField(f"A password needs at least {MIN_CHARACTERS} characters.", field="password")
+            raise InvalidField(f"A password needs at least {MIN_CHARACTERS} characters.", field=field)
         return await self._run(self._make, _digest(text))
 
     async def verify(self, password: str, hashed: str | None) -> bool:
@@ -87,14 +92,14 @@ class Passwords:
         self._places.release()
 
 
-def _normalise(password: str) -> str:
+def _normalise(password: str, field: str = "password") -> str:
     """The password in NFKC, so that it does not matter which keyboard typed it (NIST SP 800-63B, section 5.1.1.2)."""
     try:
         is_too_long = len(password) > MAX_BYTES or len(password.encode()) > MAX_BYTES
     except UnicodeEncodeError:
-        raise InvalidField("A password has to be valid Unicode.", field="password") from None
+        raise InvalidField("A password has to be valid Unicode.", field=field) from None
     if is_too_long:
-        raise InvalidField(f"A password may have at most {MAX_BYTES} bytes in UTF-8.", field="password")
+        raise InvalidField(f"A password may have at most {MAX_BYTES} bytes in UTF-8.", field=field)
     return unicodedata.normalize("NFKC", password)
 
 

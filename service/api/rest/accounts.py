@@ -1,8 +1,8 @@
-"""/auth: register, log in, refresh, log out, me."""
+"""/auth: register, log in, refresh, log out, me, change the password, delete the account."""
 
 from aiohttp import web
 
-from service.api.auth import address, caller
+from service.api.auth import address, caller, user_agent
 from service.api.body import read_json_or_form
 from service.api.keys import DOMAIN, TRACE
 from service.api.rest import schema
@@ -31,7 +31,8 @@ async def log_in(request: web.Request) -> web.StreamResponse:
     """Begin a session."""
     data = schema.load(schema.Credentials, await read_json_or_form(request))
     request[TRACE].fields["username"] = data["username"]
-    tokens = await request.app[DOMAIN].accounts.log_in(data["username"], data["password"], address=address(request))
+    tokens = await request.app[DOMAIN].accounts.log_in(
+        data["username"], data["password"], address=address(request), user_agent=user_agent(request))
     return answer(schema.tokens_json(tokens))
 
 
@@ -59,3 +60,31 @@ async def log_out(request: web.Request) -> web.StreamResponse:
 async def show_me(request: web.Request) -> web.StreamResponse:
     """The caller's account."""
     return answer(schema.user_json(await request.app[DOMAIN].accounts.me(caller(request))))
+
+
+_WRONG_PASSWORD = "This is not the password of the account: `wrong_password`"
+
+
+@operation("Change the password", tag="auth", body=schema.PasswordChange,
+           description="Ends all other sessions of the account: their tokens are refused within five seconds. The "
+                       "current one goes on, with its tokens.",
+           returns={204: "It is changed"},
+           errors={403: _WRONG_PASSWORD, 409: "Somebody else changed it at the same time: `conflict`", 429: ""})
+async def change_password(request: web.Request) -> web.StreamResponse:
+    """Change the password."""
+    data = schema.load(schema.PasswordChange, await read_json_or_form(request))
+    await request.app[DOMAIN].accounts.change_password(caller(request), data["old_password"], data["new_password"],
+                                                       address=address(request))
+    return web.Response(status=204)
+
+
+@operation("Delete the account", tag="auth", body=schema.AccountDeletion,
+           description="With everything in it: files, former versions, trash, links, sessions. There is no way back; "
+                       "the name is free again.",
+           returns={204: "It is gone"},
+           errors={403: _WRONG_PASSWORD, 409: "Somebody changed the password at the same time: `conflict`", 429: ""})
+async def delete_me(request: web.Request) -> web.StreamResponse:
+    """Delete the caller's account."""
+    data = schema.load(schema.AccountDeletion, await read_json_or_form(request))
+    await request.app[DOMAIN].accounts.delete(caller(request), data["password"], address=address(request))
+    return web.Response(status=204)

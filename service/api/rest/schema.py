@@ -7,7 +7,7 @@ through marshmallow costs fifty times as much as building dicts for orjson.
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
 from multidict import MultiMapping
@@ -148,6 +148,42 @@ class RefreshRequest(Shape):
     refresh_token = _text("Refresh token, good for one use", "kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e", validate=check_text)
 
 
+class PasswordChange(Shape):
+    """A new password."""
+
+    old_password = fields.String(required=True, validate=check_text, metadata=_meta(
+        "Password of the account so far", "correct horse battery staple", format="password"))
+    new_password = fields.String(required=True, validate=_check_new_password, metadata=_meta(
+        "Password from now on: 8 to 1024 bytes in UTF-8", "incorrect mule battery staple", format="password",
+        maxLength=1024))
+
+
+class AccountDeletion(Shape):
+    """The password once more, since there is no way back."""
+
+    password = _PASSWORD
+
+
+class SessionPath(Shape):
+    """Which session."""
+
+    id = _text("Id of the session", _EXAMPLE_ID)
+
+
+class SessionsQuery(Shape):
+    """Which sessions end."""
+
+    all = fields.Boolean(metadata=_meta("End the current session too", False))
+
+
+class AuditQuery(Shape):
+    """Which part of the trail."""
+
+    limit = fields.Integer(validate=validate.Range(min=1, max=1000), metadata=_meta(
+        "How many lines a page has at most; not given: 100", 100))
+    cursor = fields.String(validate=check_text, metadata=_meta("`next_cursor` of the page before", "AAAAAAAAABc="))
+
+
 _PATH_RULES = ("1 to 255 bytes a name and 4096 the whole in UTF-8, compared after NFC, case matters, no control "
                "characters, no `.` or `..`")
 
@@ -286,6 +322,54 @@ class User(Shape):
     id = fields.UUID(required=True, metadata=_meta("Id of the account", _EXAMPLE_ID))
     username = _text("Name of the account (NFC)", "alice")
     created_at = _time("When it was made")
+
+
+class Session(Shape):
+    """A login that still counts."""
+
+    id = fields.UUID(required=True, metadata=_meta("Id of the session", _EXAMPLE_ID))
+    created_at = _time("When the login was")
+    refreshed_at = _time("When its tokens were last exchanged")
+    expires_at = _time("When it ends if they are not exchanged before")
+    user_agent = fields.String(required=True, allow_none=True, metadata=_meta(
+        "What the program of the login called itself, shortened; null: nothing", "curl/8.5.0"))
+    network = fields.String(required=True, allow_none=True, metadata=_meta(
+        "Network of the login: IPv4 /24, IPv6 /64; null: not known", "192.0.2.0/24"))
+    is_current = fields.Boolean(required=True, metadata=_meta("Whether this request is part of it", True))
+
+
+class SessionList(Shape):
+    """The open sessions of the account, the one used last first; a thousand at most."""
+
+    sessions = fields.List(fields.Nested(Session), required=True, metadata={"description": "The sessions"})
+
+
+class AuditEntry(Shape):
+    """Something that was done to the account."""
+
+    at = _time("When it was")
+    action = _text("What was done: a stable word", "upload", validate=validate.OneOf(get_args(model.Action)))
+    outcome = _text("Whether it was done, or refused (a wrong password)", "ok",
+                    validate=validate.OneOf(get_args(model.Outcome)))
+    path = fields.String(required=True, allow_none=True, metadata=_meta(
+        "What it was done to, by the path at that time; null: not to a file or folder", "/homework/notes.txt"))
+    file_id = fields.UUID(required=True, allow_none=True, metadata=_meta("The same by its id", _EXAMPLE_ID))
+    session_id = fields.UUID(required=True, allow_none=True, metadata=_meta(
+        "In which session; null: in none, as an upload through a public link", _EXAMPLE_ID))
+    network = fields.String(required=True, allow_none=True, metadata=_meta(
+        "From which network: IPv4 /24, IPv6 /64; null: not known", "192.0.2.0/24"))
+    request_id = fields.String(required=True, allow_none=True, metadata=_meta(
+        "Id of the request, as in its X-Request-Id", "01936b2e7c417d529f0a5b1c2d3e4f62"))
+    details = fields.Dict(required=True, metadata={
+        "description": "More, depending on the action", "example": {"version": 2, "size": 1024}})
+
+
+class AuditPage(Shape):
+    """A part of the trail, newest first."""
+
+    entries = fields.List(fields.Nested(AuditEntry), required=True, metadata={"description": "The lines"})
+    next_cursor = fields.String(required=True, allow_none=True, metadata=_meta(
+        "For the next page; null: this is the last", "AAAAAAAAABc="))
 
 
 class Tokens(Shape):
@@ -492,6 +576,20 @@ def version_json(version: model.Version) -> dict[str, object]:
 def user_json(user: model.User) -> dict[str, object]:
     """A `User` as JSON."""
     return {"id": str(user.id), "username": user.username, "created_at": rfc3339(user.created_at)}
+
+
+def session_json(session: model.Session, *, current: model.SessionId) -> dict[str, object]:
+    """A `Session` as JSON."""
+    return {"id": str(session.id), "created_at": rfc3339(session.created_at),
+            "refreshed_at": rfc3339(session.refreshed_at), "expires_at": rfc3339(session.expires_at),
+            "user_agent": session.user_agent, "network": session.network, "is_current": session.id == current}
+
+
+def audit_json(entry: model.AuditEntry) -> dict[str, object]:
+    """An `AuditEntry` as JSON."""
+    return {"at": rfc3339(entry.at), "action": entry.action, "outcome": entry.outcome, "path": entry.path,
+            "file_id": entry.file_id, "session_id": entry.session_id, "network": entry.network,
+            "request_id": entry.request_id, "details": entry.details}
 
 
 def usage_json(usage: model.Usage) -> dict[str, object]:
