@@ -167,9 +167,11 @@ class Claimed:
 
 
 CLAIM_FILE = """
--- make the file or lock the one that is there; nothing is returned if the name is a folder's
+-- make the file or lock the one that is there; nothing is returned if the name is a folder's.  The time is that of the
+-- lock, not of the transaction's begin, so that a later version never has an earlier one
 INSERT INTO files (id, user_id, parent_id, name, is_folder, head_id, head_bytes) VALUES ($1, $2, $3, $4, false, $5, $6)
-ON CONFLICT (parent_id, name) WHERE deleted_at IS NULL DO UPDATE SET updated_at = now() WHERE NOT files.is_folder
+ON CONFLICT (parent_id, name) WHERE deleted_at IS NULL
+    DO UPDATE SET updated_at = greatest(clock_timestamp(), files.updated_at) WHERE NOT files.is_folder
 RETURNING id, head_id, created_at, updated_at
 """
 
@@ -186,7 +188,9 @@ async def claim_file(conn: Connection, *, file_id: FileId, user_id: UserId, pare
 
 UPDATE_HEAD = """
 -- readers see the new version from the commit on
-UPDATE files SET (head_id, head_bytes) = (SELECT id, blob_bytes FROM versions WHERE id = $2) WHERE id = $1
+UPDATE files SET (head_id, head_bytes) = (SELECT id, blob_bytes FROM versions WHERE id = $2),
+    updated_at = greatest(now(), updated_at)
+WHERE id = $1
 """
 
 
