@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from service.db import files, users
 from service.db.instance import get_epoch
@@ -90,6 +91,17 @@ class World:
     async def delete(self, caller: Caller, path: str) -> None:
         """Delete for good."""
         await self.files.delete(caller, split_path(path), permanent=True)
+
+    async def listing(self, caller: Caller) -> dict[str, str]:
+        """Every file of the account, in the order given, with the digest of its content."""
+        lines = bytearray()
+
+        async def write(piece: bytes) -> None:
+            lines.extend(piece)
+
+        await self.files.write_list(caller, write)
+        found = [orjson.loads(line) for line in lines.splitlines()]
+        return {file["path"]: file["sha256"] for file in found}
 
     async def usage(self, caller: Caller) -> Usage:
         """What the account holds."""
