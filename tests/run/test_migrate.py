@@ -74,7 +74,7 @@ def test_all_together_and_again(make_database: MakeDatabase) -> None:
 def test_names_and_dependencies_follow_the_rule() -> None:
     earlier: list[str] = []
     for file in FILES:
-        assert re.fullmatch(r"[0-9]{4}_[a-z_]+", file.stem)
+        assert re.fullmatch(r"[0-9]{4}_[a-z0-9_]+", file.stem)
         assert file.stem[:4] not in [name[:4] for name in earlier]
         assert file.with_suffix(".rollback.sql").is_file()
         depends = re.search(r"^-- depends:(.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)

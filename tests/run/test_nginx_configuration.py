@@ -26,7 +26,7 @@ def render(workers: int = 2, host: str = "127.0.0.1") -> str:
 def locations() -> dict[str, str]:
     """Each location of the server and its lines."""
     found = re.findall(r"^ {8}location ([^{]+) \{.*?$\n(.*?)^ {8}\}$", render(), re.MULTILINE | re.DOTALL)
-    assert len(found) == render().count("location ") - sum(body.count("location ") for _, body in found)
+    assert len(found) == len(re.findall(r"^\s*location ", render(), re.MULTILINE))
     return dict(found)
 
 
@@ -86,6 +86,16 @@ def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:
         if "add_header" in body and name != "= /_unsatisfiable":
             assert body.count("add_header X-Request-Id") == body.count("add_header X-Content-Type-Options") == 1
     assert common == 2
+
+
+def test_own_page_stands_before_the_common_one() -> None:
+    for name, body in locations().items():
+        targets: dict[str, list[str]] = {}
+        for statuses, target in re.findall(r"error_page ([0-9 ]+) (=[^;]*);", body):
+            for status in statuses.split():
+                targets.setdefault(status, []).append(target)
+        for status, pages in targets.items():  # nginx takes the first
+            assert len(pages) == 1 or pages[0] != f"={status} /_problem", (name, status)
 
 
 def test_every_internal_address_is_internal() -> None:

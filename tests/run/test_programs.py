@@ -8,7 +8,7 @@ import pytest
 
 from service.run import programs
 
-NGINX = "#!/bin/sh\necho 'nginx version: nginx/1.25.3' >&2\necho '--with-http_auth_request_module' >&2\n"
+NGINX = f"#!/bin/sh\necho 'nginx version: nginx/1.25.3 {' '.join(programs.WANTED['nginx'].must_mention)}' >&2\n"
 APT = """#!/bin/sh
 echo "$@" >> {log}
 case "$*" in

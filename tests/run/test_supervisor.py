@@ -23,6 +23,14 @@ from tests.run.conftest import PROJECT, is_alive, wait_for, working_in
 PATIENCE_SECONDS = 60
 
 
+def command_line(pid: int) -> str:
+    """The arguments of a process, each with a NUL after it; none if it is gone."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -80,7 +88,7 @@ class Service:
 
     def find(self, word: str) -> list[int]:
         """Its processes with a word in their command line."""
-        return [pid for pid in working_in(self.root) if word in (Path("/proc") / str(pid) / "cmdline").read_text()]
+        return [pid for pid in working_in(self.root) if word in command_line(pid)]
 
 
 Start = Callable[..., Service]
