@@ -171,7 +171,8 @@ def _cookie(request: web.Request, name: str, value: str, *, max_age_seconds: int
 # --- look and download ---
 
 @operation("Use a link", tag="link", public=True, head=True, match=TokenMatch, query=VisitQuery, headers=VisitHeaders,
-           description="A program gets the file, or the list of a folder; a browser a page about it. A limit counts "
+           description="A program gets the file, or the list of a folder (with `download=1` the folder as zip); a "
+                       "browser a page about it. A limit counts "
                        "each GET that sends bytes of a file, before the first one; a range counts as well, unless it "
                        "begins after the first byte and brings the cookie that came with a download that was counted. "
                        "HEAD, lists, pages, 304, 412 and 416 do not count. The password is asked at every door.",
@@ -181,7 +182,7 @@ def _cookie(request: web.Request, name: str, value: str, *, max_age_seconds: int
                     304: "The file has not changed"},
            errors={401: "The link has a password: `link_password_required`, `invalid_link_password`",
                    404: "Unknown, expired, revoked, used up, or the file is gone: `not_found`",
-                   405: "A link for uploads: `method_not_allowed`", 409: "A folder has no bytes: `is_a_folder`",
+                   405: "A link for uploads: `method_not_allowed`", 409: "",
                    412: "", 416: "", 429: ""})
 @_for_people
 async def visit_link(request: web.Request) -> web.StreamResponse:
@@ -196,7 +197,7 @@ async def visit_link(request: web.Request) -> web.StreamResponse:
         raise errors.MethodNotAllowed("This link takes uploads: send a form with a file, by POST.")
     if isinstance(opened.found, Folder):
         if query.get("download") == "1":
-            return await _send_folder(request, opened)
+            return await _send_folder(request, opened, opened.found)
         return _listing(opened, await _children(request, opened, query))
     return await _send_file(request, opened)
 
@@ -214,12 +215,17 @@ async def _send_file(request: web.Request, opened: Opened) -> web.StreamResponse
     return await delivery.respond(request, decided, extra=extra)
 
 
-async def _send_folder(request: web.Request, opened: Opened) -> web.StreamResponse:
-    """The seam for archives: `opened.owner` and `opened.found` say whose and which folder, `count` has to come first.
-
-    Without archives a folder has no bytes.
-    """
-    raise errors.IsAFolder("This is a folder; its files can be downloaded one by one.", field="path")
+async def _send_folder(request: web.Request, opened: Opened, folder: Folder) -> web.StreamResponse:
+    """The folder as an archive; each GET that sends a part of it counts once."""
+    archives = request.app[DOMAIN].archives
+    plan = await archives.plan_folder(opened.link.user_id, folder)
+    try:
+        tags = [tag.removeprefix("W/") for tag in delivery.entity_tags(request, "If-None-Match")]
+        if request.method == "GET" and "*" not in tags and plan.etag not in tags:
+            await request.app[DOMAIN].links.count(opened)
+        return await delivery.respond_archive(request, archives, plan)
+    finally:
+        plan.close()
 
 
 async def _children(request: web.Request, opened: Opened, query: dict[str, str]) -> Children:
@@ -265,8 +271,9 @@ async def _show(request: web.Request, opened: Opened, query: dict[str, str]) -> 
     rows = [_row(token, opened, child) for child in children.children]
     following = _next(children)
     here = address_of(token, *opened.within)
-    more = following and f"{here}{'&' if '?' in here else '?'}after={quote(following, safe='')}"
-    return pages.page("folder", **common, way=way, rows=rows, more=more, is_first="after" not in query)
+    here += "&" if "?" in here else "?"
+    return pages.page("folder", **common, way=way, rows=rows, is_first="after" not in query,
+                      archive=f"{here}download=1", more=following and f"{here}after={quote(following, safe='')}")
 
 
 def _way(token: str, opened: Opened) -> list[tuple[str, str]]:

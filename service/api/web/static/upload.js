@@ -8,9 +8,17 @@ const drop = document.getElementById("drop");
 const list = document.getElementById("progress");
 const status = document.getElementById("status");
 const button = form.querySelector("button");
+const chosen = document.getElementById("chosen");
+const invitation = [...chosen.childNodes];
 
 document.body.classList.add("scripted");
 input.multiple = true;
+
+function showChoice() {
+  const { files } = input;
+  if (!files.length) chosen.replaceChildren(...invitation);
+  else chosen.textContent = files.length === 1 ? files[0].name : `${files.length} files chosen`;
+}
 
 function show(file) {
   const row = document.createElement("li");
@@ -70,9 +78,11 @@ async function sendAll(files) {
   }
   status.textContent = `${arrived} of ${rows.length} ${rows.length === 1 ? "file" : "files"} sent`;
   form.reset();
+  showChoice();
   button.disabled = false;
 }
 
+input.addEventListener("change", showChoice);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   sendAll(input.files);
