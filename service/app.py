@@ -89,7 +89,8 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             trash=Trash(database),
             versions=Versions(database, keep=config.versions_keep))
         sweeping = asyncio.create_task(_sweep(Housekeeping(
-            database, store, Ages(trash_days=config.trash_days, versions_days=config.versions_days))))
+            database, store, Ages(trash_days=config.trash_days, versions_days=config.versions_days,
+                                  audit_days=config.audit_days))))
         yield
         sweeping.cancel()
         await app[DOMAIN].content.drain()

@@ -19,8 +19,8 @@ Outcome = Literal["ok", "refused"]
 # stable words, which stay in the trail for as long as it is kept
 Action = Literal[
     "register", "login", "logout", "token_reuse", "session_end", "password_change", "account_delete",
-    "upload", "folder_create", "move", "copy", "trash", "delete", "trash_restore", "trash_delete", "trash_empty",
-    "version_restore", "version_delete", "link_create", "link_revoke", "sign"]
+    "upload", "folder_create", "move", "copy", "trash", "delete", "trash_restore", "trash_delete",
+    "version_restore", "version_delete", "link_create", "link_revoke"]
 
 
 def new_uuid() -> UUID:

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from service import names
 from service.db import blobs, files, links, users, versions
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.errors import (
     Conflict, InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError,
     StorageFull, TooLarge,
@@ -258,6 +259,8 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     await blobs.insert_blob(conn, staged)
     await versions.insert_version(conn, version_id=version_id, file_id=claimed.id, number=number, blob_key=staged.key,
                                   content_type=content_type)
+    await record(conn, user_id, "upload", file_id=claimed.id, path=names.join_path(path), version=number,
+                 size=staged.size_bytes)
     if old is None:
         await users.update_usage(conn, user_id, files_bytes=staged.size_bytes, file_count=1)
     else:

@@ -3,6 +3,7 @@
 from service.db import blobs, files, trash, users
 from service.db.files import Sink
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.domain.content import Place, check_conditions, etag_of, get
 from service.errors import Conflict, InvalidPath, NotFound
 from service.model import Caller, Conditions, File, Folder, Usage, UserId
@@ -70,6 +71,7 @@ async def discard(conn: Connection, user_id: UserId, found: File | Folder) -> No
     """Into the trash: one row, whatever is below it.  The tree is locked, and a file's row."""
     held = await trash.sum_tree(conn, found.id)
     await trash.update_trashed(conn, found.id, found.path)
+    await record(conn, user_id, "trash", file_id=found.id, path=found.path, files=held.file_count)
     await users.update_usage(conn, user_id, files_bytes=-held.files_bytes, versions_bytes=-held.versions_bytes,
                              trash_bytes=held.files_bytes + held.versions_bytes, file_count=-held.file_count)
 
@@ -78,5 +80,6 @@ async def purge(conn: Connection, user_id: UserId, found: File | Folder) -> None
     """For good, a live file or folder.  The tree is locked, and a file's row."""
     held = await trash.sum_tree(conn, found.id)
     await blobs.release_blobs(conn, await files.delete_tree(conn, found.id))
+    await record(conn, user_id, "delete", file_id=found.id, path=found.path, files=held.file_count)
     await users.update_usage(conn, user_id, files_bytes=-held.files_bytes, versions_bytes=-held.versions_bytes,
                              file_count=-held.file_count)

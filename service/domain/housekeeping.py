@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from service.db import blobs, links, sessions
+from service.db import audit, blobs, links, sessions
 from service.db.pool import Connection, Database
 from service.domain.trash import Trash
 from service.domain.versions import Versions
@@ -18,6 +18,7 @@ log = structlog.get_logger()
 
 GRACE_SECONDS = 3600.0  # a download that was decided before the deletion has long opened its file by then
 BATCH = 200
+AUDIT_BATCH = 10_000
 DAY_SECONDS = 86400.0
 
 
@@ -27,6 +28,7 @@ class Ages:
 
     trash_days: int = 0
     versions_days: int = 0
+    audit_days: int = 0
 
 
 class Housekeeping:
@@ -46,7 +48,19 @@ class Housekeeping:
             versions = Versions(self._database, keep=0)
             count = await versions.forget_old(age_seconds=self._ages.versions_days * DAY_SECONDS)
             log.info("versions.expired", files=count)
+        if self._ages.audit_days:
+            log.info("audit.expired", lines=await self._forget_audit())
         await self.sweep()
+
+    async def _forget_audit(self) -> int:
+        """Forget old lines of all trails, a part in each transaction; how many."""
+        forgotten = 0
+        while True:
+            async with self._database.connection() as conn:
+                count = await audit.delete_old_audit(conn, days=self._ages.audit_days, limit=AUDIT_BATCH)
+            forgotten += count
+            if count < AUDIT_BATCH:
+                return forgotten
 
     async def sweep(self, *, grace_seconds: float = GRACE_SECONDS) -> int:
         """Remove the bytes of blobs unreferenced for the grace time; how many.

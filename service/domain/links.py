@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from service.cache.base import Cache
 from service.db import files, links
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.domain.content import Content, Place, Target, get
 from service.domain.throttle import network, throttle
 from service.errors import InvalidLinkPassword, IsAFolder, LinkLocked, NotAFolder, NotFound
@@ -103,8 +104,11 @@ class Links:
                 id=LinkId(new_uuid()), user_id=caller.user_id, file_id=found.id, is_folder=is_folder, kind=kind,
                 path=found.path, password_hash=password_hash, max_downloads=max_downloads, downloads=0,
                 created_at=found.created_at, expires_at=None)
-            return await links.insert_link(conn, link, token_sha256=token_sha256,
+            link = await links.insert_link(conn, link, token_sha256=token_sha256,
                                            expires_in_seconds=expires_in_seconds)
+            await record(conn, caller.user_id, "link_create", file_id=found.id, path=found.path, link=str(link.id),
+                         kind=kind)
+            return link
 
         return await self._database.in_transaction(work), token
 
@@ -116,9 +120,12 @@ class Links:
 
     async def revoke(self, caller: Caller, link_id: LinkId) -> None:
         """End a link; raise NotFound, also for another account's."""
-        async with self._database.connection() as conn:
+        async def work(conn: Connection) -> None:
             if not await links.delete_link(conn, caller.user_id, link_id):
                 raise NotFound()
+            await record(conn, caller.user_id, "link_revoke", link=str(link_id))
+
+        await self._database.in_transaction(work)
 
     # --- for visitors ---
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from service import names
 from service.db import blobs, files, trash, users
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.domain.content import Place, get, make_folders
 from service.errors import NameTaken, NotAFolder, NotFound
 from service.model import Caller, File, FileId, Folder, TrashItem, UserId
@@ -42,10 +43,12 @@ class Trash:
                 parent_id, name = await _new_place(conn, caller.user_id, item, to, in_folder)
             held = await trash.sum_tree(conn, item.id)
             await trash.update_restored(conn, item.id, parent_id=parent_id, name=name)
+            found = await get(conn, caller.user_id, item.id)
+            await record(conn, caller.user_id, "trash_restore", file_id=item.id, path=found.path, files=held.file_count)
             await users.update_usage(conn, caller.user_id, files_bytes=held.files_bytes,
                                      versions_bytes=held.versions_bytes, file_count=held.file_count,
                                      trash_bytes=-held.files_bytes - held.versions_bytes)
-            return await get(conn, caller.user_id, item.id)
+            return found
 
         return await self._database.in_transaction(work)
 
@@ -76,10 +79,12 @@ class Trash:
     async def _purge(self, user_id: UserId, item_id: FileId) -> bool:
         async def work(conn: Connection) -> bool:
             await files.lock_tree(conn, user_id)  # what is summed must be what is deleted
-            if await trash.lock_trashed(conn, user_id, item_id) is None:
+            item = await trash.lock_trashed(conn, user_id, item_id)
+            if item is None:
                 return False
             held = await trash.sum_tree(conn, item_id)
             await blobs.release_blobs(conn, await files.delete_tree(conn, item_id))
+            await record(conn, user_id, "trash_delete", file_id=item_id, path=item.path, files=held.file_count)
             await users.update_usage(conn, user_id, trash_bytes=-held.files_bytes - held.versions_bytes)
             return True
 

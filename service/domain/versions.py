@@ -2,6 +2,7 @@
 
 from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.domain.content import Place, check_conditions, get, supersede
 from service.errors import Conflict, IsAFolder, NotFound
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, Version, VersionId, new_uuid
@@ -40,6 +41,8 @@ class Versions:
             # first the new reference, then the pruning that may drop the old one: the blob is never unreferenced
             await versions.insert_version(conn, version_id=new_id, file_id=file.id, number=head.number + 1,
                                           blob_key=wanted.blob_key, content_type=wanted.content_type)
+            await record(conn, caller.user_id, "version_restore", file_id=file.id, path=file.path, version=number,
+                         size=wanted.size_bytes)
             await supersede(conn, caller.user_id, file.id, head, new_id, size_bytes=wanted.size_bytes, keep=self._keep)
             found = await get(conn, caller.user_id, file.id)
             assert isinstance(found, File)
@@ -64,6 +67,8 @@ class Versions:
                     raise Conflict("This is the current version; delete the file instead.", field="version")
                 pruned = await versions.delete_numbered(conn, file.id, number)
             await blobs.release_blobs(conn, pruned.blob_keys)
+            await record(conn, caller.user_id, "version_delete", file_id=file.id, path=file.path, version=number,
+                         size=pruned.size_bytes)
             await users.update_usage(conn, caller.user_id, versions_bytes=-pruned.size_bytes)
 
         await self._database.in_transaction(work)
