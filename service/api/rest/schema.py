@@ -588,7 +588,8 @@ def session_json(session: model.Session, *, current: model.SessionId) -> dict[st
 def audit_json(entry: model.AuditEntry) -> dict[str, object]:
     """An `AuditEntry` as JSON."""
     return {"at": rfc3339(entry.at), "action": entry.action, "outcome": entry.outcome, "path": entry.path,
-            "file_id": entry.file_id, "session_id": entry.session_id, "network": entry.network,
+            "file_id": None if entry.file_id is None else str(entry.file_id),
+            "session_id": None if entry.session_id is None else str(entry.session_id), "network": entry.network,
             "request_id": entry.request_id, "details": entry.details}
 
 
