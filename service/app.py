@@ -26,13 +26,18 @@ from service.db.pool import Database
 from service.domain import accounts, content, links
 from service.domain.archives import Archives
 from service.domain.audit import Audit
+from service.domain.batch import Batch
 from service.domain.files import Files
+from service.domain.folders import Folders
 from service.domain.health import HealthChecks
 from service.domain.housekeeping import Ages, Housekeeping
+from service.domain.listing import Listing
+from service.domain.moves import Moves
 from service.domain.sessions import Sessions
 from service.domain.trash import Trash
 from service.domain.versions import Versions
 from service.security.addresses import SECRET_FILE, AddressSigner, LinkProofs
+from service.security.cursors import Cursors
 from service.security.passwords import Passwords
 from service.security.tokens import AccessTokens, read_or_create_secret
 from service.storage.local import LocalStore
@@ -82,7 +87,8 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                 trail),
             audit=trail,
             archives=Archives(database, store), content=door,
-            files=Files(database), health=HealthChecks(database, cache, store),
+            files=Files(database), folders=Folders(database), moves=Moves(database), batch=Batch(database),
+            listing=Listing(database, Cursors(secret)), health=HealthChecks(database, cache, store),
             links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
                               links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)),
             sessions=Sessions(database, cache),

@@ -16,6 +16,7 @@ class ServiceError(Exception):
         self.detail = detail or (self.__doc__ or "").split("\n", 1)[0]
         self.field = field
         self.retry_after_seconds = retry_after_seconds
+        self.operation: int | None = None  # which one of a batch
         super().__init__(self.detail)
 
 

@@ -105,14 +105,37 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What is below a folder, at any depth."""
+
+    file_count: int
+    folder_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """A folder as its owner sees it."""
+    """A folder as its owner sees it; `contents` only where they were asked for."""
 
     id: FileId
     name: str
     path: str
     created_at: datetime
     updated_at: datetime
+    contents: Contents | None = None
+
+
+Kind = Literal["file", "folder"]
+Sort = Literal["name", "path", "size", "created_at", "updated_at"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A part of a list; `cursor` begins the next one, None: this is the end."""
+
+    folders: list[Folder]
+    files: list[File]
+    cursor: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from urllib.parse import unquote_to_bytes
 
-from service.errors import BadRequest, InvalidPath
+from service.errors import BadRequest, InvalidField, InvalidPath
 
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4096
@@ -37,6 +37,15 @@ def check_name(name: str) -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise InvalidPath(f"A name may have at most {MAX_NAME_BYTES} bytes in UTF-8.", field="path")
     return name
+
+
+def check_part(text: str) -> str:
+    """Return a part of names to search for in NFC; raise InvalidField if no name can contain it."""
+    if _REFUSED.search(text):
+        raise InvalidField("Names have no control characters or bidirectional overrides.", field="q")
+    if len(text) > 3 * MAX_NAME_BYTES:
+        raise InvalidField(f"A name has at most {MAX_NAME_BYTES} bytes in UTF-8.", field="q")
+    return unicodedata.normalize("NFC", text)
 
 
 def split_path(text: str) -> tuple[str, ...]:

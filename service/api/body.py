@@ -81,10 +81,10 @@ def _from_base64(text: str) -> bytes | None:
 
 # --- small bodies ---
 
-async def read_json_or_form(request: web.Request) -> dict[str, object]:
+async def read_json_or_form(request: web.Request, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
     """The fields of a small body: a JSON object, or a form (application/x-www-form-urlencoded)."""
     check_head(request)
-    raw = await _read_small(request)
+    raw = await _read_small(request, max_bytes)
     if request.content_type == "application/x-www-form-urlencoded":
         return _parse_form(raw)
     if request.content_type not in ("application/json", "application/octet-stream"):
@@ -98,11 +98,11 @@ async def read_json_or_form(request: web.Request) -> dict[str, object]:
     return data
 
 
-async def _read_small(request: web.Request) -> bytes:
+async def _read_small(request: web.Request, max_bytes: int) -> bytes:
     pieces = bytearray()
     async for piece in request.content.iter_any():
         pieces += piece
-        if len(pieces) > MAX_JSON_BYTES:
+        if len(pieces) > max_bytes:
             raise TooLarge()
     return bytes(pieces)
 

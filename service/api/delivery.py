@@ -107,7 +107,11 @@ def _whole_seconds(moment: datetime) -> datetime:
 
 def entity_tags(request: web.Request, name: str) -> tuple[str, ...]:
     """The entity tags of If-Match or If-None-Match as sent; `*` as itself."""
-    text = ",".join(request.headers.getall(name, []))
+    return parse_tags(",".join(request.headers.getall(name, [])))
+
+
+def parse_tags(text: str) -> tuple[str, ...]:
+    """The entity tags in a text."""
     return ("*",) if text.strip() == "*" else tuple(_TAG.findall(text))
 
 

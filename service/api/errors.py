@@ -57,6 +57,8 @@ def render(error: errors.ServiceError, request_id: str, *, headers: dict[str, st
         "code": error.code, "request_id": request_id}
     if error.field is not None:
         problem["field"] = error.field
+    if error.operation is not None:
+        problem["operation"] = error.operation
     headers = dict(headers or {})
     if status == 401:
         # RFC 6750, section 3; a name of our own for links, since Basic would open a browser's dialogue

@@ -8,10 +8,14 @@ from aiohttp import web
 from service.domain.accounts import Accounts
 from service.domain.audit import Audit
 from service.domain.archives import Archives
+from service.domain.batch import Batch
 from service.domain.content import Content
 from service.domain.files import Files
+from service.domain.folders import Folders
 from service.domain.health import HealthChecks
 from service.domain.links import Links
+from service.domain.listing import Listing
+from service.domain.moves import Moves
 from service.domain.sessions import Sessions
 from service.domain.trash import Trash
 from service.domain.versions import Versions
@@ -27,10 +31,14 @@ class Domain:
     accounts: Accounts
     audit: Audit
     archives: Archives
+    batch: Batch
     content: Content
     files: Files
+    folders: Folders
     health: HealthChecks
     links: Links
+    listing: Listing
+    moves: Moves
     sessions: Sessions
     trash: Trash
     versions: Versions

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from aiohttp import web
 
 from service.api.rest import (
-    accounts, archives, audit, docs, files, health, links, preflight, sessions, signed, trash, versions,
+    accounts, archives, audit, batch, docs, files, folders, health, links, listing, moves, preflight, sessions, signed,
+    trash, versions,
 )
 from service.api.web import links as visits
 
@@ -42,7 +43,11 @@ ROUTES = (
     Route("POST", "/file", files.upload_form),
     Route("PUT", "/file", files.upload_bytes),
     Route("DELETE", "/file", files.delete_file),
-    Route("GET", "/file/list", files.list_files),
+    Route("GET", "/file/list", listing.list_files),
+    Route("POST", "/file/folder", folders.make_folder),
+    Route("POST", "/file/move", moves.move_file),
+    Route("POST", "/file/copy", moves.copy_file),
+    Route("POST", "/file/batch", batch.run_batch),
     Route("GET", "/file/info", files.show_file),
     Route("GET", "/file/download", files.download_file),
     Route("GET", "/file/download/", files.download_file),

@@ -56,6 +56,18 @@ async def update_crc32(conn: Connection, key: BlobKey, crc32: int) -> None:
     await conn.execute(UPDATE_CRC32, key, crc32)
 
 
+LOCK_BLOBS = """
+-- of two transactions that delete the last two references, or delete one and add one, the second sees what the first
+-- did: a new version locks its blob as well (by its foreign key)
+SELECT FROM blobs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
+"""
+
+
+async def lock_blobs(conn: Connection, keys: list[BlobKey]) -> None:
+    """Keep others from referring to these blobs, and from letting go of them, until the transaction ends."""
+    await conn.execute(LOCK_BLOBS, keys)
+
+
 RELEASE_BLOBS = """
 -- mark what no version refers to any more; its bytes are removed later, behind the fence
 UPDATE blobs SET unref_since = now()
@@ -65,6 +77,7 @@ WHERE id = ANY($1::uuid[]) AND NOT EXISTS (SELECT FROM versions WHERE versions.b
 
 async def release_blobs(conn: Connection, keys: list[BlobKey]) -> None:
     """Let go of blobs whose versions were deleted in this transaction."""
+    await lock_blobs(conn, keys)
     await conn.execute(RELEASE_BLOBS, keys)
 
 
@@ -80,6 +93,17 @@ WHERE id IN (SELECT blob_id FROM files JOIN versions ON versions.file_id = files
 async def release_user(conn: Connection, user_id: UserId) -> None:
     """Let go of all blobs of an account, which is deleted in this transaction."""
     await conn.execute(RELEASE_USER, user_id, timeout=600)
+
+
+KEEP_BLOBS = """
+-- referred to again, by versions of this transaction
+UPDATE blobs SET unref_since = NULL WHERE id = ANY($1::uuid[]) AND unref_since IS NOT NULL
+"""
+
+
+async def keep_blobs(conn: Connection, keys: list[BlobKey]) -> None:
+    """Take blobs that are referred to again off the list of garbage."""
+    await conn.execute(KEEP_BLOBS, keys)
 
 
 FENCE_UNREFERENCED = """

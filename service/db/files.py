@@ -1,17 +1,13 @@
 """The tree: files and folders by path and by id."""
 
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import asyncpg
 
 from service.db.pool import Connection
 from service.errors import IsAFolder
 from service.model import BlobKey, File, FileId, Folder, UserId, VersionId
-
-Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 
 LOCK_TREE_SHARED = """
 -- changes of single files go side by side; they only wait for a change of the folders' structure
@@ -232,37 +228,3 @@ async def delete_tree(conn: Connection, file_id: FileId) -> list[BlobKey]:
     `trash.sum_tree` has to come before, `blobs.release_blobs` and `users.update_usage` have to follow.
     """
     return [BlobKey(row["blob_id"]) for row in await conn.fetch(DELETE_TREE, file_id, timeout=600)]
-
-
-COPY_LIST = """
--- every file of the account as JSON, in the order of the paths
-WITH RECURSIVE folders AS (
-    SELECT id, '/' COLLATE "C" AS path FROM files WHERE id = $1
-    UNION ALL
-    SELECT child.id, folders.path || child.name || '/'
-    FROM folders JOIN files AS child ON child.parent_id = folders.id
-    WHERE child.is_folder AND child.deleted_at IS NULL
-)
-SELECT json_build_object(
-    'type', 'file', 'id', files.id, 'name', name, 'path', path || name, 'size', size_bytes,
-    'sha256', encode(sha256, 'hex'), 'content_type', content_type, 'version', number,
-    'etag', '"' || replace(versions.id::text, '-', '') || '"',
-    'created_ad', to_char(files.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'created_at', to_char(files.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'updated_at', to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text
-FROM folders
-JOIN files ON files.parent_id = folders.id AND NOT is_folder AND deleted_at IS NULL
-JOIN versions ON versions.id = head_id
-JOIN blobs ON blobs.id = blob_id
-ORDER BY path || name
-"""
-
-
-async def copy_list(conn: Connection, user_id: UserId, write: Sink) -> None:
-    """Write all files of the account, each as a line of JSON (the shape of `api/rest/schema.py: File`).
-
-    PostgreSQL makes the JSON and sends it as it is: JSON has no raw control characters, so in this dialect of CSV
-    nothing is ever quoted, and memory does not grow with the list.
-    """
-    await conn.copy_from_query(COPY_LIST, user_id, output=write, format="csv", delimiter="\x01", quote="\x02",
-                               timeout=600)

@@ -73,6 +73,12 @@ class Database:
                     raise Unavailable("Too many changes at once; try again.", retry_after_seconds=1) from error
         raise AssertionError("unreachable")
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """Borrow a connection for several queries that all see the same moment, and change nothing."""
+        async with self.connection() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            yield connection
+
     async def ping(self) -> None:
         """Ask the server for a trifle; raise Unavailable."""
         async with self.connection() as connection:

@@ -245,7 +245,7 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     """The transaction of an upload: resolve, claim the row, add blob and version, move the head, charge the account."""
     # a name that is free has to stay so until it is taken
     await (files.lock_tree if target.never_replaces else files.lock_tree_shared)(conn, user_id)
-    path = await _resolve(conn, user_id, target)
+    path = await resolve_target(conn, user_id, target)
     parent_id = await make_folders(conn, user_id, path[:-1])
     if target.never_replaces:
         path = (*path[:-1], await _free_name(conn, parent_id, path[-1]))
@@ -292,8 +292,8 @@ async def supersede(conn: Connection, user_id: UserId, file_id: FileId, old: Ver
                 raise
 
 
-async def _resolve(conn: Connection, user_id: UserId, target: Target) -> tuple[str, ...]:
-    """The full path of the file that an upload makes or replaces."""
+async def resolve_target(conn: Connection, user_id: UserId, target: Target) -> tuple[str, ...]:
+    """The full path of what an upload, a move or a copy makes or replaces."""
     place = target.place
     if not isinstance(place, tuple):
         found = await get(conn, user_id, place)

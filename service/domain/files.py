@@ -1,7 +1,8 @@
 """The tree: look, list, delete."""
 
-from service.db import blobs, files, trash, users
-from service.db.files import Sink
+from dataclasses import replace
+
+from service.db import blobs, files, folders, trash, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import Place, check_conditions, etag_of, get
@@ -20,10 +21,13 @@ class Files:
         async with self._database.connection() as conn:
             return await get(conn, caller.user_id, place)
 
-    async def write_list(self, caller: Caller, write: Sink) -> None:
-        """Write every file as a line of JSON, in the order of their paths, in constant memory."""
-        async with self._database.connection() as conn:
-            await files.copy_list(conn, caller.user_id, write)
+    async def look(self, caller: Caller, place: Place) -> File | Folder:
+        """The same, a folder with what is below it."""
+        async with self._database.snapshot() as conn:
+            found = await get(conn, caller.user_id, place)
+            if isinstance(found, Folder):
+                return replace(found, contents=await folders.get_contents(conn, found.id))
+            return found
 
     async def usage(self, caller: Caller) -> Usage:
         """What the account holds."""
@@ -42,16 +46,22 @@ class Files:
         async def work(conn: Connection) -> None:
             lock = files.lock_tree if is_folder else files.lock_tree_shared
             await lock(conn, caller.user_id)
-            found = await get(conn, caller.user_id, place)
-            if isinstance(found, File):
-                await _check_file(conn, found, conditions)
-            elif is_folder:
-                _check_folder(caller, found, conditions)
-            else:
-                raise Conflict()  # a folder took the place of the file
-            await (purge if permanent else discard)(conn, caller.user_id, found)
+            await delete(conn, caller.user_id, place, conditions, permanent=permanent, has_tree=is_folder)
 
         await self._database.in_transaction(work)
+
+
+async def delete(conn: Connection, user_id: UserId, place: Place, conditions: Conditions, *, permanent: bool,
+                 has_tree: bool) -> None:
+    """Delete within a transaction that has locked the tree; `has_tree`: alone, as a folder needs."""
+    found = await get(conn, user_id, place)
+    if isinstance(found, File):
+        await _check_file(conn, found, conditions)
+    elif has_tree:
+        _check_folder(user_id, found, conditions)
+    else:
+        raise Conflict()  # a folder took the place of the file
+    await (purge if permanent else discard)(conn, user_id, found)
 
 
 async def _check_file(conn: Connection, file: File, conditions: Conditions) -> None:
@@ -61,8 +71,8 @@ async def _check_file(conn: Connection, file: File, conditions: Conditions) -> N
     check_conditions(conditions, etag_of(head_id))
 
 
-def _check_folder(caller: Caller, folder: Folder, conditions: Conditions) -> None:
-    if folder.id == caller.user_id:
+def _check_folder(user_id: UserId, folder: Folder, conditions: Conditions) -> None:
+    if folder.id == user_id:
         raise InvalidPath("The root folder cannot be deleted.", field="path")
     check_conditions(conditions, None)
 

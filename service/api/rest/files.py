@@ -1,4 +1,4 @@
-"""/file: upload, list, download, look, delete, usage."""
+"""/file: upload, download, look, delete, usage."""
 
 import mimetypes
 import re
@@ -20,7 +20,6 @@ from service.errors import InvalidField
 from service.model import Caller, Folder, Staged
 
 FORM_FRAME_BYTES = 64 * 1024  # what the parts of a form may add to its file; only a first look depends on it
-_LIST_BEGIN, _LIST_END = b'{"files":[', b"]}"
 
 _CHANGED = {"ETag": "Entity tag of the new version"}
 
@@ -147,38 +146,12 @@ async def upload_bytes(request: web.Request) -> web.StreamResponse:
 
 # --- look ---
 
-@operation("List all files", tag="file", returns={200: (schema.FileList, "All files, in the order of their paths")},
-           errors=(503,))
-async def list_files(request: web.Request) -> web.StreamResponse:
-    """Every file of the caller, streamed."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8",
-                                           "Cache-Control": "no-store"})
-    pending = b""  # what comes before the next line; nothing is sent before PostgreSQL has answered
-
-    async def write(lines: bytes) -> None:
-        nonlocal pending
-        if not response.prepared:
-            await response.prepare(request)
-            pending = _LIST_BEGIN
-        # JSON has no raw line feeds, so each one ends a file; the last comma waits for what comes after it
-        await response.write(pending + lines[:-1].replace(b"\n", b","))
-        pending = b","
-
-    await request.app[DOMAIN].files.write_list(caller(request), write)
-    if not response.prepared:
-        await response.prepare(request)
-        pending = b""
-        await response.write(_LIST_BEGIN)
-    await response.write(_LIST_END)
-    await response.write_eof()
-    return response
-
-
 @operation("Look at a file or folder", tag="file", query=schema.PathQuery,
-           returns={200: (schema.FileOrFolder, "The file or folder")}, errors=(400, 404, 422, 503))
+           returns={200: (schema.FileOrFolderInfo, "The file or folder, this one with what is below it")},
+           errors=(400, 404, 422, 503))
 async def show_file(request: web.Request) -> web.StreamResponse:
     """What there is at the place."""
-    found = await request.app[DOMAIN].files.info(caller(request), place_of(request))
+    found = await request.app[DOMAIN].files.look(caller(request), place_of(request))
     if isinstance(found, Folder):
         return answer(schema.folder_json(found))
     return answer(schema.file_json(found), headers={"ETag": found.etag})

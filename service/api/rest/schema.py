@@ -210,6 +210,25 @@ class UploadQuery(Shape):
     name = _TARGET_NAME
 
 
+class ListQuery(Shape):
+    """What to list, in which order, and how much of it."""
+
+    folder = fields.String(validate=check_text, metadata=_meta(
+        f"Path or id of a folder: its direct children, folders and files apart. {_PATH_RULES}", "/homework"))
+    recursive = fields.Boolean(metadata=_meta(
+        "Everything below the folder (or the root), not its direct children only", True))
+    q = fields.String(validate=check_text, metadata=_meta(
+        "Only what has this in its name; upper and lower case are the same, in any script", "notes"))
+    sort = fields.String(load_default="path", metadata=_meta("What to sort by, before the id", "updated_at"),
+                         validate=validate.OneOf(["name", "path", "size", "created_at", "updated_at"]))
+    order = fields.String(load_default="asc", metadata=_meta("Which way", "desc"),
+                          validate=validate.OneOf(["asc", "desc"]))
+    limit = fields.Integer(validate=validate.Range(min=1, max=1000), metadata=_meta(
+        "Entries of a page at most; not given: all, in one answer", 100))
+    cursor = fields.String(validate=check_text, metadata=_meta(
+        "`next_cursor` of the page before; only with the same other parameters", "Wm9vcyBhcmUgbm90IGZvciBjb3dz"))
+
+
 class PutQuery(Shape):
     """Where a raw body goes."""
 
@@ -276,6 +295,59 @@ class TrashRestore(Shape):
     to = fields.String(validate=check_text, metadata=_meta(
         "Full path, or a folder (a path with `/` at its end, or that of a folder that exists); not given: where it "
         "was, under a numbered name if its own is taken", "/homework/"))
+
+
+class FolderRequest(Shape):
+    """A folder to be made."""
+
+    path = fields.String(required=True, validate=check_text, metadata=_meta(
+        f"Absolute path of the folder; {_PATH_RULES}", "/homework/test-folder", minLength=1))
+
+
+def _place(name: str, description: str, example: str, *, required: bool = False) -> fields.String:
+    return fields.String(required=required, data_key=name, attribute=name, validate=check_text,
+                         metadata=_meta(description, example, minLength=1))
+
+
+_OVERWRITE = fields.Boolean(load_default=False, metadata=_meta(
+    "Replace a file at `to`, which then goes the way of a deletion; a folder is never replaced", False))
+
+
+class MoveRequest(Shape):
+    """What is moved or copied, and where to."""
+
+    source = _place("from", "Path or id of the file or folder", "/homework/notes.txt", required=True)
+    to = _place("to", "New path, or a folder to go into", "/archive/2020/", required=True)
+    overwrite = _OVERWRITE
+
+
+class MoveHeaders(Shape):
+    """Conditions of a move or a copy (RFC 9110, section 13.1)."""
+
+    if_match = _header("If-Match", "Only if the file at `from` has one of these entity tags", _EXAMPLE_ETAG)
+    if_none_match = _header("If-None-Match", "Only if the file at `from` has none of these entity tags", _EXAMPLE_ETAG)
+
+
+class BatchOperation(Shape):
+    """A deletion (`path`, `permanent`), or a move or copy (`from`, `to`, `overwrite`)."""
+
+    op = _text("What to do", "move", validate=validate.OneOf(["delete", "move", "copy"]))
+    path = _place("path", "Path or id of what is deleted", "/homework/old.txt")
+    permanent = fields.Boolean(load_default=False, metadata=_meta("Delete for good, not into the trash", False))
+    source = _place("from", "Path or id of what is moved or copied", "/homework/notes.txt")
+    to = _place("to", "New path, or a folder to go into", "/archive/2020/")
+    overwrite = _OVERWRITE
+    if_match = fields.String(validate=check_text, metadata=_meta(
+        "Only if the file has one of these entity tags, as in the header If-Match", _EXAMPLE_ETAG))
+
+
+class BatchRequest(Shape):
+    """Operations, carried out in this order."""
+
+    operations = fields.List(
+        fields.Nested(BatchOperation), required=True, validate=validate.Length(min=1, max=1000),
+        metadata=_meta("What to do", [{"op": "move", "from": "/homework/notes.txt", "to": "/archive/2020/"},
+                                      {"op": "delete", "path": "/homework"}]))
 
 
 class PutHeaders(Shape):
@@ -422,6 +494,42 @@ class FileOrFolder(Shape):
     file, folder = fields.Nested(File), fields.Nested(Folder)  # so that both get into the document
 
 
+class FolderInfo(Folder):
+    """A folder and what is below it, at any depth."""
+
+    files = _integer("Number of files below the folder", 3)
+    folders = _integer("Number of folders below the folder", 1)
+    size = _integer("Bytes of the current versions of all files below the folder", 1024)
+
+
+class FileOrFolderInfo(FileOrFolder):
+    """A file, or a folder with what is below it; `type` says which."""
+
+    json_schema = {
+        "oneOf": [{"$ref": "#/components/schemas/File"}, {"$ref": "#/components/schemas/FolderInfo"}],
+        "discriminator": {"propertyName": "type", "mapping": {"file": "#/components/schemas/File",
+                                                              "folder": "#/components/schemas/FolderInfo"}},
+        "type": None, "properties": None,
+    }
+
+    folder = fields.Nested(FolderInfo, metadata=_meta("A folder", None))
+
+
+class BatchOutcome(Shape):
+    """What an operation came to."""
+
+    op = _text("What was done", "move", validate=validate.OneOf(["delete", "move", "copy"]))
+    object = fields.Nested(FileOrFolder, required=True, allow_none=True, metadata=_meta(
+        "The file or folder at its new place; null for a deletion", None))
+
+
+class BatchResult(Shape):
+    """What each operation came to, in their order."""
+
+    results = fields.List(fields.Nested(BatchOutcome), required=True, metadata=_meta(
+        "One for each operation", [{"op": "delete", "object": None}]))
+
+
 class FileList(Shape):
     """Files of the caller."""
 
@@ -466,6 +574,17 @@ class VersionList(Shape):
     versions = fields.List(fields.Nested(FileVersion), required=True, metadata={"description": "The versions"})
 
 
+class Listing(FileList):
+    """Files and folders, or a page of them."""
+
+    folders = fields.List(fields.Nested(Folder), metadata=_meta(
+        "The folders; only if `folder` or `recursive` was given",
+        [{"type": "folder", "id": _EXAMPLE_ID, "name": "test-folder", "path": "/homework/test-folder",
+          "created_at": _EXAMPLE_TIME, "updated_at": _EXAMPLE_TIME}]))
+    next_cursor = fields.String(allow_none=True, metadata=_meta(
+        "Cursor of the next page, null at the end; only if `limit` was given", "Wm9vcyBhcmUgbm90IGZvciBjb3dz"))
+
+
 class Usage(Shape):
     """What the account holds; all but `count` in bytes."""
 
@@ -508,6 +627,8 @@ class Problem(Shape):
     code = _text("What went wrong, for programs: a stable word", "not_found")
     request_id = _text("Id of the request, as in the log of the service", "01936b2e7c417d529f0a5b1c2d3e4f62")
     field = _text("Which field or parameter cannot be used (422)", "path", required=False)
+    operation = fields.Integer(strict=True, validate=validate.Range(min=0), metadata=_meta(
+        "Which operation of a batch it was, counted from 0", 0))
 
 
 # --- loading and rendering --------------------------------------------------------------------------------------------
@@ -556,8 +677,13 @@ def file_json(file: model.File) -> dict[str, object]:
 
 def folder_json(folder: model.Folder) -> dict[str, object]:
     """A `Folder` as JSON."""
-    return {"type": "folder", "id": str(folder.id), "name": folder.name, "path": folder.path,
-            "created_at": rfc3339(folder.created_at), "updated_at": rfc3339(folder.updated_at)}
+    result: dict[str, object] = {
+        "type": "folder", "id": str(folder.id), "name": folder.name, "path": folder.path,
+        "created_at": rfc3339(folder.created_at), "updated_at": rfc3339(folder.updated_at)}
+    if folder.contents is not None:
+        result |= {"files": folder.contents.file_count, "folders": folder.contents.folder_count,
+                   "size": folder.contents.size_bytes}
+    return result
 
 
 def trashed_json(item: model.TrashItem) -> dict[str, object]:

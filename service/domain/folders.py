@@ -1,0 +1,36 @@
+"""Folders: make them, and what is in them."""
+
+from service.db import files
+from service.db.pool import Connection, Database
+from service.domain.content import Place, get, make_folders
+from service.errors import NotAFolder, NotFound
+from service.model import Caller, Folder
+
+
+class Folders:
+    """The folders of an account."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def make(self, caller: Caller, place: Place) -> tuple[Folder, bool]:
+        """The folder at the place, made with all that is missing above it, and whether it is new.
+
+        Raises NotAFolder, and NotFound for an id that is not there.
+        """
+        async def work(conn: Connection) -> tuple[Folder, bool]:
+            await files.lock_tree_shared(conn, caller.user_id)
+            is_new = False
+            folder_id: Place = place
+            if isinstance(place, tuple):
+                reached = await files.walk(conn, caller.user_id, place)
+                if reached is None:
+                    raise NotFound()
+                is_new = reached.depth < len(place)
+                folder_id = await make_folders(conn, caller.user_id, place)
+            found = await get(conn, caller.user_id, folder_id)
+            if not isinstance(found, Folder):
+                raise NotAFolder("There is a file at the path.", field="path")
+            return found, is_new
+
+        return await self._database.in_transaction(work)

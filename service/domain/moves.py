@@ -1,0 +1,175 @@
+"""Moves, renames and copies of files and whole folders.
+
+A change of a folder has the account's tree alone.  Changes of files go side by side: they lock the rows that they need,
+in one order, and look again behind the lock.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from service import names
+from service.db import blobs, files, folders, moves, users
+from service.db.pool import Connection, Database
+from service.domain.content import Place, Target, check_conditions, get, make_folders, resolve_target
+from service.domain.files import discard
+from service.errors import Conflict, InvalidPath, NameTaken, NotFound, ServiceError
+from service.model import Caller, Conditions, File, FileId, Folder, UserId, new_uuid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What goes where; `target` is a full path, or a folder to go into under its own name."""
+
+    source: Place
+    target: Target
+    overwrite: bool = False
+    conditions: Conditions = Conditions()
+
+
+Perform = Callable[[Connection, UserId, Change], Awaitable[File | Folder]]
+
+
+class Moves:
+    """Changes of places in an account's tree, each all or nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def move(self, caller: Caller, change: Change) -> File | Folder:
+        """Move or rename; what is below a folder comes along.
+
+        Raises NotFound, NotAFolder, NameTaken, Conflict (into itself), InvalidPath, PreconditionFailed.
+        """
+        return await self._perform(caller, change, move)
+
+    async def copy(self, caller: Caller, change: Change) -> File | Folder:
+        """Copy the current versions; no bytes are moved.  Raises the same, and QuotaExceeded."""
+        return await self._perform(caller, change, copy)
+
+    async def _perform(self, caller: Caller, change: Change, perform: Perform) -> File | Folder:
+        # only for a folder does everybody else have to wait; the answer may have changed when the lock is there
+        async with self._database.connection() as conn:
+            with _naming("from"):
+                is_folder = isinstance(await get(conn, caller.user_id, change.source), Folder)
+
+        async def work(conn: Connection) -> File | Folder:
+            await (files.lock_tree if is_folder else files.lock_tree_shared)(conn, caller.user_id)
+            found = await perform(conn, caller.user_id, change)
+            if isinstance(found, Folder) and not is_folder:
+                raise Conflict()  # a folder took the place of the file
+            return found
+
+        return await self._database.in_transaction(work)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Here there are two paths: say which one an error is about."""
+    try:
+        yield
+    except ServiceError as error:
+        if error.field == "path":
+            error.field = field
+        raise
+
+
+async def move(conn: Connection, user_id: UserId, change: Change) -> File | Folder:
+    """Move within a transaction that has locked the tree: alone if a folder may be moved."""
+    found, path, existing = await _prepare(conn, user_id, change)
+    if existing is not None and existing.id == found.id:
+        return found
+    parent_id = await _make_room(conn, user_id, path, existing, is_file=isinstance(found, File), change=change)
+    with _lost_races(change):
+        await moves.update_place(conn, found.id, parent_id=parent_id, name=path[-1])
+    return await get(conn, user_id, found.id)
+
+
+async def copy(conn: Connection, user_id: UserId, change: Change) -> File | Folder:
+    """Copy within a transaction that has locked the tree: alone if a folder may be copied."""
+    found, path, existing = await _prepare(conn, user_id, change)
+    if existing is not None and existing.id == found.id:
+        raise NameTaken("This would be a copy onto itself.", field="to")
+    parent_id = await _make_room(conn, user_id, path, existing, is_file=isinstance(found, File), change=change)
+    new_id = FileId(new_uuid())
+    with _lost_races(change):
+        copied = await moves.copy_tree(conn, found.id, user_id=user_id, new_id=new_id, parent_id=parent_id,
+                                       name=path[-1])
+    await blobs.keep_blobs(conn, copied.blob_keys)
+    await users.update_usage(conn, user_id, files_bytes=copied.size_bytes, file_count=copied.file_count)
+    return await get(conn, user_id, new_id)
+
+
+@contextmanager
+def _lost_races(change: Change) -> Iterator[None]:
+    """Whoever allowed to overwrite is not told that the name is taken, but to try again."""
+    try:
+        yield
+    except NameTaken:
+        if change.overwrite:
+            raise Conflict() from None
+        raise
+
+
+Prepared = tuple[File | Folder, tuple[str, ...], File | Folder | None]
+
+
+async def _prepare(conn: Connection, user_id: UserId, change: Change) -> Prepared:
+    """What is moved or copied, its new path, and what is there now; the files among them are locked."""
+    found, path, existing = await _look(conn, user_id, change)
+    if file_ids := [entry.id for entry in (found, existing) if isinstance(entry, File)]:
+        await moves.lock_files(conn, file_ids)
+        locked, (found, path, existing) = {entry.id for entry in (found, existing) if entry}, await _look(
+            conn, user_id, change)
+        if not {entry.id for entry in (found, existing) if entry} <= locked:
+            raise Conflict()
+    check_conditions(change.conditions, found.etag if isinstance(found, File) else None)
+    if isinstance(found, Folder):
+        await _check_folder(conn, found, path)
+    return found, path, existing
+
+
+async def _look(conn: Connection, user_id: UserId, change: Change) -> Prepared:
+    with _naming("from"):
+        found = await get(conn, user_id, change.source)
+        if found.id == user_id:
+            raise InvalidPath("The root folder cannot be moved or copied.", field="path")
+    with _naming("to"):
+        path = await resolve_target(conn, user_id, replace(change.target, own_name=found.name))
+        try:
+            return found, path, await get(conn, user_id, path)
+        except NotFound:
+            return found, path, None
+
+
+async def _check_folder(conn: Connection, folder: Folder, path: tuple[str, ...]) -> None:
+    """Raise Conflict for a folder into itself, InvalidPath if something below it would get too long a path."""
+    source = names.split_path(folder.path)
+    if path[:len(source)] == source:
+        raise Conflict("A folder cannot be moved or copied into itself.", field="to")
+    new_bytes = len(names.join_path(path).encode())
+    if len(path) <= len(source) and new_bytes <= len(folder.path.encode()):
+        return  # nothing gets longer
+    depth, more_bytes = await folders.get_extent_of_folders(conn, folder.id)
+    if _is_allowed(len(path) + depth + 1, new_bytes + more_bytes + 1 + names.MAX_NAME_BYTES):
+        return  # even if the deepest folder had the longest of all names in it
+    depth, more_bytes = await folders.get_extent(conn, folder.id)
+    if not _is_allowed(len(path) + depth, new_bytes + more_bytes):
+        raise InvalidPath(f"A path in the folder would have more than {names.MAX_DEPTH} levels or "
+                          f"{names.MAX_PATH_BYTES} bytes.", field="to")
+
+
+def _is_allowed(depth: int, size_bytes: int) -> bool:
+    return depth <= names.MAX_DEPTH and size_bytes <= names.MAX_PATH_BYTES
+
+
+async def _make_room(conn: Connection, user_id: UserId, path: tuple[str, ...], existing: File | Folder | None, *,
+                     is_file: bool, change: Change) -> FileId:
+    """The folder of the new place, made if need be; what is in the way goes the way of a deletion, or NameTaken."""
+    with _naming("to"):
+        parent_id = await make_folders(conn, user_id, path[:-1])
+    if existing is not None:
+        if not (change.overwrite and is_file and isinstance(existing, File)):
+            raise NameTaken(field="to")
+        await discard(conn, user_id, existing)
+    return parent_id
