@@ -224,10 +224,14 @@ async def get(conn: Connection, user_id: UserId, place: Place) -> File | Folder:
 
 
 def check_conditions(conditions: Conditions, etag: str | None) -> None:
-    """Raise PreconditionFailed (RFC 9110, sections 13.1.1 and 13.1.2); `etag` None means there is no file."""
+    """Raise PreconditionFailed (RFC 9110, sections 13.1.1 and 13.1.2); `etag` None means there is no file.
+
+    If-Match compares strongly, If-None-Match weakly.
+    """
     if conditions.if_match and not _matches(conditions.if_match, etag):
         raise PreconditionFailed()
-    if conditions.if_none_match and _matches(conditions.if_none_match, etag):
+    weak = tuple(tag.removeprefix("W/") for tag in conditions.if_none_match)
+    if weak and _matches(weak, etag):
         raise PreconditionFailed()
 
 

@@ -60,5 +60,4 @@ def conditions_of(request: web.Request) -> Conditions:
         found[name] = entity_tags(request, name)
         if name in request.headers and not found[name]:
             raise BadRequest(f"{name} has to be * or entity tags in quotes.")
-    # both compare strongly here: a version is replaced as a whole or not at all
     return Conditions(if_match=found["If-Match"], if_none_match=found["If-None-Match"])
