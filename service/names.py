@@ -3,6 +3,7 @@
 A path is a tuple of names; the root is the empty tuple.  Names are compared after NFC, case matters.
 """
 
+import mimetypes
 import re
 import unicodedata
 from urllib.parse import unquote_to_bytes
@@ -12,6 +13,9 @@ from service.errors import BadRequest, InvalidField, InvalidPath
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4096
 MAX_DEPTH = 128
+
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+_COMPRESSED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 
 # C0 and C1 controls with DEL (they break logs, headers and terminals), bidirectional overrides and isolates
 # (they make a name look like another), surrogates (not encodable) and the line separators of Unicode.
@@ -113,3 +117,15 @@ def decode_percent(text: str) -> str:
         return unquote_to_bytes(text).decode("utf-8", "strict")
     except UnicodeError:  # aiohttp keeps bytes that are not UTF-8 as surrogates, which cannot be encoded again
         raise BadRequest("The address is not valid UTF-8.") from None
+
+
+def media_type_of(name: str) -> str:
+    """What the ending of a name says about the content, for a client that did not say it.
+
+    What the name calls compressed is that and not what is in it: `notes.txt.gz` is no text.
+    """
+    # the slash keeps a name like "data:text,x.png" from being read as an address
+    found, compression = mimetypes.guess_type(f"/{name}", strict=False)
+    if compression is not None:
+        return _COMPRESSED.get(compression, UNKNOWN_MEDIA_TYPE)
+    return found or UNKNOWN_MEDIA_TYPE

@@ -33,6 +33,7 @@ PIECE_BYTES = 2**20
 FORM = "multipart/form-data"
 
 _LENGTH = re.compile(r"[0-9]{1,18}")
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 _EXTENDED_FILENAME = re.compile(r"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s\"]*)")
 _DIGEST = re.compile(r"\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 
@@ -199,6 +200,7 @@ class _FormCutter:
         except MultipartError as error:
             raise BadRequest(f"The form's boundary cannot be used: {error}.") from None
         self._segment: MultipartSegment | None = None
+        self._is_file = False
         self._text = bytearray()
         self._writer: Writer | None = None
         self._fields: dict[str, str] = {}
@@ -224,7 +226,8 @@ class _FormCutter:
         self._segment = segment
         self._text.clear()
         filename = _filename(segment)
-        if filename is None:
+        self._is_file = filename != ""
+        if not self._is_file:
             return
         if self._writer is not None:
             raise SeveralFiles(field=segment.name)
@@ -234,7 +237,7 @@ class _FormCutter:
 
     def _take(self, data: bytes | bytearray) -> None:
         assert self._segment is not None
-        if self._writer is not None and _filename(self._segment) is not None:
+        if self._writer is not None and self._is_file:
             self._writer.write(data)
             self._content.check_size(self._writer.size_bytes)
             return
@@ -245,7 +248,7 @@ class _FormCutter:
     def _end(self) -> None:
         segment = self._segment
         assert segment is not None
-        if _filename(segment) is not None:
+        if self._is_file:
             return
         name = segment.name or ""
         if name in self._fields:
@@ -272,16 +275,15 @@ class _FormCutter:
             self._writer.abort()
 
 
-def _filename(segment: MultipartSegment) -> str | None:
-    """The filename of a part; None for a text field.
+def _filename(segment: MultipartSegment) -> str:
+    """The filename of a part; "" for a text field, and for what browsers send when no file was chosen.
 
-    Some clients send only the extended form, `filename*=utf-8''...` (RFC 5987), which RFC 7578 forbids.
+    Some clients send the extended form, `filename*=utf-8''...` (RFC 8187), which RFC 7578 forbids; beside another one
+    it is the better one (RFC 6266, section 4.3).
     """
-    if segment.filename is not None:
-        return str(segment.filename)
-    match = _EXTENDED_FILENAME.search(segment.header("Content-Disposition") or "")
+    match = _EXTENDED_FILENAME.search(_QUOTED.sub('""', segment.header("Content-Disposition") or ""))
     if match is None:
-        return None
+        return segment.filename or ""
     try:
         return unquote_to_bytes(match[1]).decode("utf-8", "strict")
     except UnicodeDecodeError:

@@ -123,11 +123,12 @@ class Content:
 
     # --- the door in ---
 
-    async def store(self, caller: Caller, target: Target, staged: Staged, *, content_type: str,
+    async def store(self, caller: Caller, target: Target, staged: Staged, *, content_type: str | None,
                     conditions: Conditions = Conditions(), also: Also | None = None) -> Stored:
         """Make the staged bytes the content of a file; whatever happens, the staged body is used up.
 
-        `also` belongs to the same transaction: if it refuses, nothing is stored.
+        Without a `content_type` the file's name decides.  `also` belongs to the same transaction: if it refuses,
+        nothing is stored.
         Raises NotFound, NotAFolder, IsAFolder, InvalidPath, PreconditionFailed, QuotaExceeded, TooLarge, Unavailable.
         """
         try:
@@ -142,7 +143,7 @@ class Content:
         task.add_done_callback(self._commits.discard)
         return await asyncio.shield(task)
 
-    async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str,
+    async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
                       conditions: Conditions, also: Also | None) -> Stored:
         refused = False
 
@@ -244,7 +245,7 @@ def etag_of(version_id: VersionId) -> str:
     return f'"{version_id.hex}"'
 
 
-async def _write(conn: Connection, user_id: UserId, target: Target, staged: Staged, content_type: str,
+async def _write(conn: Connection, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
                  conditions: Conditions, *, keep: int) -> Stored:
     """The transaction of an upload: resolve, claim the row, add blob and version, move the head, charge the account."""
     # a name that is free has to stay so until it is taken
@@ -256,6 +257,7 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     version_id = VersionId(new_uuid())
     claimed = await files.claim_file(conn, file_id=FileId(new_uuid()), user_id=user_id, parent_id=parent_id,
                                      name=path[-1], version_id=version_id, size_bytes=staged.size_bytes)
+    content_type = content_type or names.media_type_of(path[-1])
     is_new = claimed.head_id == version_id
     check_conditions(conditions, None if is_new else etag_of(claimed.head_id))
     old = None if is_new else await versions.get_version(conn, claimed.head_id)
@@ -317,7 +319,7 @@ async def resolve_target(conn: Connection, user_id: UserId, target: Target) -> t
         if is_folder:
             raise IsAFolder(field="path")
         raise InvalidPath("The path ends in a slash: a file needs a name.", field="path")
-    path = (*path, target.own_name)
+    path = (*path, names.check_name(target.own_name))
     names.check_path(path)
     return path
 

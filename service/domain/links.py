@@ -231,7 +231,7 @@ class Links:
         # a folder's id: an upload through a link replaces nothing that would make room
         await self._content.admit(opened.owner, size_bytes, opened.found.id)
 
-    async def store(self, opened: Opened, name: str, staged: Staged, *, content_type: str) -> None:
+    async def store(self, opened: Opened, name: str, staged: Staged, *, content_type: str | None) -> None:
         """Store an upload under its name or a numbered form of it, and count it, both or neither.
 
         Raises NotFound if the link or its folder went away meanwhile, or its limit was reached, and what

@@ -1,6 +1,5 @@
 """/file: upload, download, look, delete, usage."""
 
-import mimetypes
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -53,8 +52,7 @@ async def _admit(request: web.Request) -> None:
 def parse_target(path: str | None, own_name: str | None) -> Target:
     """Where an upload goes; `own_name` is for when `path` turns out to be a folder's; raise InvalidPath."""
     path = path or "/"
-    return Target(place=parse_place(path), in_folder=path.endswith("/"),
-                  own_name=None if own_name is None else names.check_name(own_name))
+    return Target(place=parse_place(path), in_folder=path.endswith("/"), own_name=own_name or None)
 
 
 @asynccontextmanager
@@ -67,7 +65,8 @@ async def _used_up(request: web.Request, staged: Staged) -> AsyncIterator[None]:
         await content.run(content.release, staged.key)
 
 
-async def _store(request: web.Request, target: Target, staged: Staged, content_type: str) -> web.Response:
+async def _store(request: web.Request, target: Target, staged: Staged,
+                 content_type: str | None) -> web.Response:
     stored = await request.app[DOMAIN].content.store(
         caller(request), target, staged, content_type=content_type, conditions=conditions_of(request))
     request[TRACE].fields |= {"path": stored.file.path, "size": stored.file.size_bytes}
@@ -75,18 +74,18 @@ async def _store(request: web.Request, target: Target, staged: Staged, content_t
 
 
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:\s*;[\x20-\x7e]*)?")
-_UNKNOWN = "application/octet-stream"
+# what clients say that do not know; curl says the second one of whatever it sends with --data-binary
+_SAYS_NOTHING = (names.UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded")
 
 
-def media_type(declared: str, name: str) -> str:
-    """The media type to keep: what the client says, or what the name's ending says if it does not know itself."""
+def media_type(declared: str) -> str | None:
+    """The media type that the client says; None if it does not know itself."""
     declared = declared.strip()
     if len(declared) <= 255 and _MEDIA_TYPE.fullmatch(declared):
         kind = declared.partition(";")[0].strip().lower()
-        # curl says the second one of whatever it sends with --data-binary
-        if kind not in (_UNKNOWN, "application/x-www-form-urlencoded") and "*" not in kind:
+        if kind not in _SAYS_NOTHING and "*" not in kind:
             return declared
-    return mimetypes.guess_type(name, strict=False)[0] or _UNKNOWN
+    return None
 
 
 def _stored(stored: Stored) -> web.Response:
@@ -109,15 +108,15 @@ async def upload_form(request: web.Request) -> web.StreamResponse:
     async with _used_up(request, form.staged):
         path, name = _where(query_of(request), form.fields)
         request[TRACE].fields["path"] = path
-        target = parse_target(path, name or _base_name(form.filename) or None)
-        return await _store(request, target, form.staged, media_type(form.content_type, form.filename))
+        target = parse_target(path, name or _base_name(form.filename))
+        return await _store(request, target, form.staged, media_type(form.content_type))
 
 
 def _where(query: Mapping[str, str], fields: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Path and name; a text field `file` is the path, as the assignment words it."""
     if "path" in fields and "file" in fields and fields["path"] != fields["file"]:
         raise InvalidField("Give the path as `path` or as `file`, not two of them.", field="path")
-    return (fields.get("path") or fields.get("file") or query.get("path"),
+    return (fields.get("path") or fields.get("file") or query.get("path") or query.get("file"),
             fields.get("name") or query.get("name") or None)
 
 
@@ -134,14 +133,13 @@ def _base_name(filename: str) -> str:
            errors=(400, 404, 409, 412, 413, 415, 422, 503, 507))
 async def upload_bytes(request: web.Request) -> web.StreamResponse:
     """Store the body."""
-    place = place_of(request)
+    place_of(request)  # before the body is taken
     await _admit(request)
-    in_folder = query_of(request)["path"].endswith("/")
-    name = place[-1] if isinstance(place, tuple) and place else ""
+    query = query_of(request)
+    target = parse_target(query["path"], query.get("name"))
     staged = await body.stage_raw(request)
     async with _used_up(request, staged):
-        return await _store(request, Target(place=place, in_folder=in_folder), staged,
-                            media_type(request.headers.get("Content-Type", ""), name))
+        return await _store(request, target, staged, media_type(request.headers.get("Content-Type", "")))
 
 
 # --- look ---

@@ -207,6 +207,7 @@ class UploadQuery(Shape):
     """Where an upload goes; each may be a text field of the form instead."""
 
     path = _TARGET_PATH
+    file = fields.String(validate=check_text, metadata=_meta("Another name for `path`", "/homework/"))
     name = _TARGET_NAME
 
 
@@ -233,8 +234,10 @@ class PutQuery(Shape):
     """Where a raw body goes."""
 
     path = fields.String(required=True, validate=check_text, metadata=_meta(
-        f"Full path of the file; what is there is replaced, missing folders are made. {_PATH_RULES}",
-        "/homework/notes.txt", minLength=1))
+        f"Full path of the file, or a folder for `name`; what is there is replaced, missing folders are made. "
+        f"{_PATH_RULES}", "/homework/notes.txt", minLength=1))
+    name = fields.String(validate=check_text, metadata=_meta(
+        "Name of the file within the folder that `path` names", "notes.txt"))
 
 
 class UploadForm(Shape):

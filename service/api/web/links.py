@@ -341,7 +341,7 @@ async def upload_through_link(request: web.Request) -> web.StreamResponse:
     try:
         name = names.check_name(form.filename.rpartition("/")[2])
         await request.app[DOMAIN].links.store(opened, name, form.staged,
-                                              content_type=media_type(form.content_type, name))
+                                              content_type=media_type(form.content_type))
     finally:
         await content.run(content.release, form.staged.key)
     request[TRACE].fields["size"] = form.staged.size_bytes
