@@ -1,18 +1,25 @@
 """A client of the API for tests: one account and its token."""
 
+import asyncio
+import inspect
+import time
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import orjson
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from tests.stack import Stack
 
 PASSWORD = "correct horse battery staple"
+PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Api:
         """One request; `expect` is the status it has to have."""
         sent = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         url = URL(self.stack.url + path, encoded=True)
+        if isinstance(more.get("data"), bytes):
+            more["data"] = BytesIO(more["data"])  # aiohttp warns of large bytes
         async with self.session.request(method, url, headers={**sent, **(headers or {})}, **more) as response:
             reply = Reply(response.status, response.headers, await response.read())
         assert expect is None or reply.status == expect, (reply.status, reply.body[:500])
@@ -69,7 +78,8 @@ class Api:
         form = aiohttp.FormData(quote_fields=False)
         for name, value in fields.items():
             form.add_field(name, value)
-        form.add_field("upload" if "file" in fields else "file", data, filename=filename, content_type=content_type)
+        form.add_field("upload" if "file" in fields else "file", BytesIO(data), filename=filename,
+                       content_type=content_type)
         return await self.call("POST", f"/file{query}", data=form, expect=expect)
 
     async def get(self, path: str, *, expect: int | None = 200, **more: Any) -> Reply:
@@ -102,3 +112,68 @@ async def new_account(session: aiohttp.ClientSession, stack: Stack) -> Api:
                              expect=200)).json
     api.token, api.refresh_token = tokens["access_token"], tokens["refresh_token"]
     return api
+
+
+async def until(is_so: Callable[[], bool | Awaitable[bool]], *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Ask again and again; fail when the time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = is_so()
+        if await answer if inspect.isawaitable(answer) else answer:
+            return
+        assert time.monotonic() < deadline, "in vain"
+        await asyncio.sleep(0.02)
+
+
+def files_on_disk(stack: Stack) -> set[str]:
+    """Every file of bytes, placed or on its way."""
+    return {str(path.relative_to(stack.root)) for folder in ("blobs", "staging", "spool")
+            for path in (stack.root / folder).rglob("*") if path.is_file()}
+
+
+@asynccontextmanager
+async def nothing_stored(api: Api) -> AsyncIterator[None]:
+    """What happens inside leaves neither a file of the account nor bytes on the disk."""
+    on_disk, listed, usage = files_on_disk(api.stack), await api.list(), await api.usage()
+    yield
+    assert await api.list() == listed
+    assert await api.usage() == usage
+    await until(lambda: files_on_disk(api.stack) == on_disk)  # nginx removes a spooled body after the answer
+
+
+async def converse(stack: Stack, *turns: tuple[bytes, str]) -> Reply:
+    """Speak HTTP by hand: send each piece, then wait until the text has come back; the final answer.
+
+    An empty text does not wait.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
+    received = b""
+    try:
+        for piece, awaited in turns:
+            writer.write(piece)
+            await writer.drain()
+            while awaited.encode() not in received:
+                received += await _read(reader, received)
+        while (reply := _parse_answer(received)) is None:
+            received += await _read(reader, received)
+    finally:
+        writer.close()
+    return reply
+
+
+async def _read(reader: asyncio.StreamReader, before: bytes) -> bytes:
+    piece = await asyncio.wait_for(reader.read(2**16), PATIENCE_SECONDS)
+    assert piece, f"the connection was closed after {before!r}"
+    return piece
+
+
+def _parse_answer(received: bytes) -> Reply | None:
+    """The final answer, which has a Content-Length; None if there is more to come."""
+    head, end, body = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
+    if not end:
+        return None
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = CIMultiDict((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    if len(body) < int(headers["Content-Length"]):
+        return None
+    return Reply(int(status.split()[1]), CIMultiDictProxy(headers), body)
