@@ -121,14 +121,14 @@ async def fence_unreferenced(conn: Connection, *, grace_seconds: float, limit: i
 
 
 LIST_FENCED = """
--- what may be removed from the disk
-SELECT id, size_bytes FROM blobs WHERE NOT referable ORDER BY fenced_at LIMIT $1
+-- what may be removed from the disk, but for what could not be
+SELECT id, size_bytes FROM blobs WHERE NOT referable AND id <> ALL($1::uuid[]) ORDER BY fenced_at LIMIT $2
 """
 
 
-async def list_fenced(conn: Connection, *, limit: int) -> list[tuple[BlobKey, int]]:
+async def list_fenced(conn: Connection, *, skip: list[BlobKey], limit: int) -> list[tuple[BlobKey, int]]:
     """Keys and sizes of fenced blobs."""
-    return [(BlobKey(row["id"]), row["size_bytes"]) for row in await conn.fetch(LIST_FENCED, limit)]
+    return [(BlobKey(row["id"]), row["size_bytes"]) for row in await conn.fetch(LIST_FENCED, skip, limit)]
 
 
 DELETE_FENCED = """

@@ -65,26 +65,34 @@ class Housekeeping:
     async def sweep(self, *, grace_seconds: float = GRACE_SECONDS) -> int:
         """Remove the bytes of blobs unreferenced for the grace time; how many.
 
-        Fence (commit), remove, forget: a crash anywhere is repaired by the next run.
+        Fence (commit), remove, forget: a crash anywhere is repaired by the next run.  What the disk does not let go is
+        logged and left for the next run too.
         """
         removed = 0
-        while keys := await self._sweep_batch(grace_seconds):
-            removed += len(keys)
+        stuck: list[BlobKey] = []
+        while fenced := await self._fence_batch(grace_seconds, skip=stuck):
+            gone = [key for key, size_bytes in fenced if await self._remove(key, size_bytes)]
+            stuck += [key for key, _ in fenced if key not in gone]
+            async with self._database.connection() as conn:
+                await blobs.delete_fenced(conn, gone)
+            removed += len(gone)
         async with self._database.connection() as conn:
             await sessions.delete_expired_sessions(conn)
             await links.delete_expired_links(conn)
         return removed
 
-    async def _sweep_batch(self, grace_seconds: float) -> list[BlobKey]:
+    async def _fence_batch(self, grace_seconds: float, *, skip: list[BlobKey]) -> list[tuple[BlobKey, int]]:
         async def fence(conn: Connection) -> list[tuple[BlobKey, int]]:
             await blobs.fence_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH)
-            return await blobs.list_fenced(conn, limit=BATCH)
+            return await blobs.list_fenced(conn, skip=skip, limit=BATCH)
 
-        fenced = await self._database.in_transaction(fence)
-        for key, size_bytes in fenced:
-            log.info("blob.removed", blob=str(key), size=size_bytes, reason="unreferenced")
+        return await self._database.in_transaction(fence)
+
+    async def _remove(self, key: BlobKey, size_bytes: int) -> bool:
+        log.info("blob.removed", blob=str(key), size=size_bytes, reason="unreferenced")
+        try:
             await self._store.delete(key)
-        keys = [key for key, _ in fenced]
-        async with self._database.connection() as conn:
-            await blobs.delete_fenced(conn, keys)
-        return keys
+        except OSError as error:
+            log.error("blob.stuck", blob=str(key), error=str(error))
+            return False
+        return True
