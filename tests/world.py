@@ -1,14 +1,13 @@
 """The layers below HTTP put together for a test: a database of its own, a store in a folder, the domain on top."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from service.db import files, users
 from service.db.instance import get_epoch
@@ -22,6 +21,15 @@ from service.names import split_path
 from service.storage.local import LocalStore
 
 MAX_UPLOAD_BYTES = 10_000_000
+LISTING = """
+WITH RECURSIVE tree AS (
+    SELECT id, '' AS path, head_id FROM files WHERE id = $1
+    UNION ALL
+    SELECT files.id, tree.path || '/' || name, files.head_id
+    FROM tree JOIN files ON files.parent_id = tree.id AND deleted_at IS NULL
+)
+SELECT path, sha256 FROM tree JOIN versions ON versions.id = head_id JOIN blobs ON blobs.id = blob_id ORDER BY path
+"""
 
 
 class WatchedStore(LocalStore):
@@ -52,6 +60,7 @@ class World:
     root: Path
     database: Database
     store: WatchedStore
+    limits: content.Limits
     content: Content
     files: Files
     housekeeping: Housekeeping
@@ -93,15 +102,11 @@ class World:
         await self.files.delete(caller, split_path(path), permanent=True)
 
     async def listing(self, caller: Caller) -> dict[str, str]:
-        """Every file of the account, in the order given, with the digest of its content."""
-        lines = bytearray()
-
-        async def write(piece: bytes) -> None:
-            lines.extend(piece)
-
-        await self.files.write_list(caller, write)
-        found = [orjson.loads(line) for line in lines.splitlines()]
-        return {file["path"]: file["sha256"] for file in found}
+        """Every live file of the account with the digest of its content, as the rows have it."""
+        connection = await asyncpg.connect(self.dsn)
+        rows = await connection.fetch(LISTING, caller.user_id)
+        await connection.close()
+        return {row["path"]: row["sha256"].hex() for row in rows}
 
     async def usage(self, caller: Caller) -> Usage:
         """What the account holds."""
@@ -116,16 +121,19 @@ class World:
         return {UUID(file.name) for file in (self.root / "blobs").glob("*/*")}
 
 
+Change = Callable[[World], None]
+
+
 @asynccontextmanager
-async def open_world(dsn: str, root: Path, *, pool_size: int = 10, database: Database | None = None,
+async def open_world(dsn: str, root: Path, *, direct_dsn: str | None = None, pool_size: int = 10,
                      versions_keep: int = 0) -> AsyncIterator[World]:
-    """Open everything on a migrated database; at the end no upload may still be under way."""
-    database = database or await Database.open(dsn, size=pool_size)
-    store = WatchedStore(root, dsn)
+    """Open everything on a migrated database; `direct_dsn` is for those who look on, if `dsn` leads over a detour."""
+    database = await Database.open(dsn, size=pool_size)
+    store = WatchedStore(root, direct_dsn or dsn)
     async with database.connection() as conn:
         store.open(await get_epoch(conn))
     limits = content.Limits(max_upload_bytes=MAX_UPLOAD_BYTES, min_free_bytes=0, versions_keep=versions_keep)
-    world = World(dsn, root, database, store, Content(database, store, limits), Files(database),
+    world = World(direct_dsn or dsn, root, database, store, limits, Content(database, store, limits), Files(database),
                   Housekeeping(database, store))
     yield world
     await world.content.drain()
