@@ -104,8 +104,8 @@ equal "what runs" "$SERVERS" "app nginx postgres redis "
 
 step "What the containers may do"
 for service in $SERVERS; do
-    equal "$service: processes of root" \
-        "$(docker top "$(compose ps --quiet "$service")" -eo uid,pid,args | awk 'NR > 1 && $1 == 0')" ""
+    processes=$(docker top "$(compose ps --quiet "$service")" -eo uid,pid,args)
+    equal "$service: processes of root" "$(awk 'NR > 1 && $1 == 0' <<<"$processes")" ""
     equal "$service: writing beside the volumes" "$(inside "$service" sh -c 'touch /x /etc/x 2>/dev/null; echo $?')" 1
     equal "$service: capabilities" "$(inside "$service" grep CapBnd /proc/self/status | tr -dc 0-9)" 0000000000000000
     equal "$service: published ports" \
