@@ -32,8 +32,8 @@ _UPLOAD_ADDRESS = re.compile(r"/s/([^/?]*)(/open)?")
 class NewLink(schema.Shape):
     """A link to be made."""
 
-    path = fields.String(required=True, validate=schema.check_text, metadata={
-        "description": "Absolute path, or id, of the file or folder", "example": "/homework", "minLength": 1})
+    path = fields.String(required=True, validate=[schema.check_text, validate.Length(min=1)], metadata={
+        "description": "Absolute path, or id, of the file or folder", "example": "/homework"})
     kind = fields.String(load_default="download", validate=validate.OneOf(["download", "upload"]), metadata={
         "description": "`download`, or `upload` for a folder that others may drop files into and see nothing of",
         "example": "download"})
