@@ -82,8 +82,8 @@ class Wire:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
-    def has_received(self) -> bool:
-        """Whether there is anything to be read now."""
+    def is_answered(self) -> bool:
+        """Whether an answer has begun to come; an invitation to go on is none, and is taken away."""
         self._socket.setblocking(False)
         try:
             self._received += self._socket.recv(65536)
@@ -91,6 +91,7 @@ class Wire:
             pass
         finally:
             self._socket.settimeout(TIMEOUT_SECONDS)
+        self._received = self._received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         return bool(self._received)
 
     def _fill(self) -> bool:
@@ -142,6 +143,14 @@ class Wire:
         while self._fill():
             pass
         return self._take(len(self._received))
+
+    def read_last(self, method: str = "GET") -> Answer:
+        """The next answer, interim ones left out."""
+        answer = self.read(method)
+        while answer is not None and answer.status < 200:
+            answer = self.read(method)
+        assert answer is not None, "the connection was closed without an answer"
+        return answer
 
     def read_all(self) -> list[Answer]:
         """Every answer until the other side closes the connection."""

@@ -9,11 +9,12 @@ import orjson
 from aiohttp import web
 
 from service.api.auth import authenticate
+from service.api.body import announced_bytes
 from service.api.errors import render
 from service.api.keys import BEHIND_NGINX, TRACE
 from service.api.rest.files import admit_upload
 from service.api.rest.links import admit_link_upload
-from service.errors import NotFound, ServiceError
+from service.errors import BadRequest, NotFound, ServiceError
 
 
 async def ask_preflight(request: web.Request) -> web.StreamResponse:
@@ -29,6 +30,8 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
             who = await authenticate(request)
             if method in ("PUT", "POST"):
                 await admit_upload(request, who, method, address)
+            elif announced_bytes(request) != 0:
+                raise BadRequest("This method takes no body here.")  # or nginx would spool it, whatever the quota is
     except ServiceError as error:
         return _refuse(error, request[TRACE].request_id)
     return web.Response(status=204)
