@@ -67,7 +67,7 @@ ROUTES = (
     Route("POST", "/s/{token}", visits.upload_through_link, PUBLIC),
     Route("POST", "/s/{token}/open", visits.open_link, PUBLIC),
     Route("GET", "/assets/{name}", visits.page_asset, PUBLIC),
-    Route("GET", "/d/{name}", signed.download_signed, PUBLIC),
+    Route("GET", "/d/{name:[^/]+}", signed.download_signed, PUBLIC),  # a name may have braces
     Route("GET", "/docs", docs.show_docs, PUBLIC),
     Route("GET", "/docs/{name}", docs.docs_asset, PUBLIC),
     Route("GET", "/openapi.json", docs.show_openapi, PUBLIC),

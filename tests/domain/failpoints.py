@@ -5,8 +5,10 @@ Nothing is listed here by hand: a run without faults tells which steps there are
 
 import asyncio
 import errno
+import importlib
 import inspect
 import os
+import pkgutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +17,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.db import blobs, files, sessions, users, versions
+import service.db
 from service.errors import Unavailable
 from tests.world import World
 
@@ -48,7 +50,8 @@ class Failpoints:
         self._armed: dict[Point, Action] = {}
         self._dsn = world.dsn
         self.was_hit = False
-        for module in (files, users, versions, blobs, sessions):
+        for found in pkgutil.iter_modules(service.db.__path__):
+            module = importlib.import_module(f"service.db.{found.name}")
             for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
                 if function.__module__ == module.__name__:
                     short = module.__name__.rpartition(".")[2]
