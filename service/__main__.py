@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from service import metrics
 from service.config import Config, ConfigError
 from service.run import database
 from service.run.migrate import MigrationError
@@ -24,6 +25,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     commands.add_parser("serve", help="the workers, for a container; PostgreSQL and nginx run in others")
     worker = commands.add_parser("worker", help="one worker")
     worker.add_argument("--socket", type=Path, help="listen on this unix socket, behind nginx, instead of on PORT")
+    worker.add_argument("--number", type=int, help="which of several workers; their metrics are added up")
     schema = commands.add_parser("migrate", help="bring the database to the schema of this version")
     what = schema.add_mutually_exclusive_group()
     what.add_argument("--rollback", type=int, metavar="N", help="take back the last N migrations and their data")
@@ -31,7 +33,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run_worker(config: Config, socket: Path | None) -> None:
+def _run_worker(config: Config, socket: Path | None, number: int | None) -> None:
+    if number is not None:
+        metrics.share(metrics.folder_of(config.data_root), number)
     from service.app import run_worker  # the other commands start faster without it
     _run(run_worker(config, unix_socket=socket))
 
@@ -48,7 +52,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 def _dispatch(options: argparse.Namespace, config: Config) -> None:
     if options.command == "worker":
-        _run_worker(config, options.socket)
+        _run_worker(config, options.socket, options.number)
     elif options.command == "migrate":
         for line in database.migrate(config, rollback=options.rollback, only_list=options.list):
             print(line)

@@ -12,6 +12,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from service import metrics
 from service.api.keys import BEHIND_NGINX, DOMAIN, PUBLIC_URL, SIGNER, STORE, Domain
 from service.api.middleware import identify, observe, stamp
 from service.api.protocol import Runner
@@ -46,6 +47,7 @@ DRAIN_SECONDS = 30.0
 # longer than nginx keeps its connections to us, so that it is never we who close one under its request
 KEEPALIVE_SECONDS = 75.0
 SWEEP_SECONDS = 600.0
+SAMPLE_SECONDS = 2.0
 
 
 def build(config: Config, *, behind_nginx: bool) -> web.Application:
@@ -94,11 +96,13 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             sessions=Sessions(database, cache),
             trash=Trash(database),
             versions=Versions(database, keep=config.versions_keep))
+        sampling = asyncio.create_task(_sample(database))
         sweeping = asyncio.create_task(_sweep(Housekeeping(
             database, store, Ages(trash_days=config.trash_days, versions_days=config.versions_days,
                                   audit_days=config.audit_days))))
         yield
         sweeping.cancel()
+        sampling.cancel()
         await app[DOMAIN].content.drain()
         await trail.drain()
         passwords.close()
@@ -115,8 +119,17 @@ async def _sweep(housekeeping: Housekeeping) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
         try:
             await housekeeping.run()
+            metrics.count_sweep("ok")
         except Exception as error:  # whatever it was: the next round tries again, and the log has it
+            metrics.count_sweep("failed")
             log.error("sweep.failed", exc_info=error)
+
+
+async def _sample(database: Database) -> None:
+    while True:
+        connections, in_use = database.usage()
+        metrics.sample(connections=connections, in_use=in_use)
+        await asyncio.sleep(SAMPLE_SECONDS)
 
 
 def configure_logs(level: str) -> None:

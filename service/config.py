@@ -71,6 +71,8 @@ class Config(BaseSettings):
     login_attempts_per_minute: int = Field(20, ge=1, description="for one account from one network")
     requests_per_minute: int = Field(120, ge=1, description="logins and registrations from one network")
     nginx: Literal["auto", "off"] = Field("auto", description="off: the workers send the bytes themselves")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of METRICS_PORT")
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="port of GET /metrics; unset: only on sockets")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("log_level", mode="before")

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from service import metrics
 from service.api.keys import BEHIND_NGINX, STORE
 from service.domain.archives import Archives, Plan
 from service.errors import ContentUnavailable, PreconditionFailed, RangeNotSatisfiable
@@ -52,6 +53,7 @@ async def respond(request: web.Request, delivery: Delivery, *,
         location = request.app[STORE].locate(delivery.key)
         assert _LOCATION.fullmatch(location)  # no text of a user ever gets into this header
         headers["X-Accel-Redirect"] = f"/_blobs/{location}"
+        metrics.BYTES.labels("out", "nginx").inc(_length(request, delivery))
         return web.Response(headers=headers)
     return await _send(request, delivery, headers)
 
@@ -211,6 +213,14 @@ async def respond_archive(request: web.Request, archives: Archives, plan: Plan) 
             await response.write(piece)
     await response.write_eof()
     return response
+
+
+def _length(request: web.Request, delivery: Delivery) -> int:
+    """How many bytes of the file nginx is going to send, if the client stays."""
+    if request.method == "HEAD":
+        return 0
+    ranges = _wanted_ranges(request, delivery)
+    return delivery.size_bytes if ranges is None else sum(length for _, length in ranges)
 
 
 # --- sending from this process ---

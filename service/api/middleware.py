@@ -6,7 +6,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from service import errors
+from service import errors, metrics
 from service.api import body
 from service.api.auth import address, authenticate
 from service.api.errors import from_aiohttp, render
@@ -18,7 +18,7 @@ from service.model import new_uuid
 
 log = structlog.get_logger()
 
-QUIET = frozenset({"live", "ready", "ask_preflight", "docs_asset"})  # many, and nobody's action
+QUIET = frozenset({"live", "ready", "show_metrics", "ask_preflight", "docs_asset"})  # many, and nobody's action
 
 
 @web.middleware
@@ -35,6 +35,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     audit.begin(request_id=trace.request_id, address=address(request))
     if claim is not None:
         request[CLAIM] = claim
+    under_way = _body_in_flight(request)
     try:
         if failure is not None:
             raise failure
@@ -46,8 +47,32 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         if claim is not None:
             request.app[DOMAIN].content.release(claim.key)
-    _log(request, response, trace, time.perf_counter() - begin)
+        if under_way is not None:
+            under_way.dec()
+    seconds = time.perf_counter() - begin
+    _log(request, response, trace, seconds)
+    _count(request, response, seconds)
     return response
+
+
+def _body_in_flight(request: web.Request) -> metrics.Gauge | None:
+    """The gauge that counts this request until it is answered; None without a body."""
+    kind = "spooled" if CLAIM in request else "received" if request.body_exists else None
+    if kind is None:
+        return None
+    gauge = metrics.BODIES.labels(kind)
+    gauge.inc()
+    return gauge
+
+
+def _count(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
+    resource = request.match_info.route.resource
+    claim = request.get(CLAIM)
+    sent = response.body_length if response.prepared else response.content_length or 0
+    metrics.count_request(
+        route="unmatched" if resource is None else resource.canonical, method=request.method, status=response.status,
+        seconds=seconds, bytes_in=request.content.total_bytes if claim is None else claim.size_bytes,
+        bytes_out=0 if request.method == "HEAD" else sent)
 
 
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:

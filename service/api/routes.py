@@ -6,8 +6,8 @@ from typing import NamedTuple
 from aiohttp import web
 
 from service.api.rest import (
-    accounts, archives, audit, batch, docs, files, folders, health, links, listing, moves, preflight, sessions, signed,
-    trash, versions,
+    accounts, archives, audit, batch, docs, files, folders, health, links, listing, metrics, moves, preflight, sessions,
+    signed, trash, versions,
 )
 from service.api.web import links as visits
 
@@ -29,6 +29,7 @@ ROUTES = (
     Route("GET", "/ping/all", health.ping_all, PUBLIC),
     Route("GET", "/livez", health.live, PUBLIC),
     Route("GET", "/readyz", health.ready, PUBLIC),
+    Route("GET", "/metrics", metrics.show_metrics, PUBLIC),
     Route("POST", "/auth/register", accounts.register, PUBLIC),
     Route("POST", "/auth/jwt/login", accounts.log_in, PUBLIC),
     Route("POST", "/auth/jwt/refresh", accounts.refresh, PUBLIC),

@@ -79,6 +79,11 @@ class Database:
         async with self.connection() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
             yield connection
 
+    def usage(self) -> tuple[int, int]:
+        """How many connections there are, and how many of them are in use."""
+        size = self._pool.get_size()
+        return size, size - self._pool.get_idle_size()
+
     async def ping(self) -> None:
         """Ask the server for a trifle; raise Unavailable."""
         async with self.connection() as connection:

@@ -5,6 +5,7 @@ import time
 import unicodedata
 from dataclasses import dataclass, field
 
+from service import metrics
 from service.cache.base import Cache
 from service.db import blobs, files, sessions, users
 from service.db.pool import Connection, Database
@@ -215,7 +216,9 @@ class Accounts:
         caller = self._tokens.verify(access_token)
         key = key_of(caller.session_id)
         if await self._cache.get(key) == caller.user_id.bytes:
+            metrics.CACHE.labels("hit").inc()
             return caller
+        metrics.CACHE.labels("miss").inc()
         asked_at = time.monotonic()
         async with self._database.connection() as conn:
             if not await sessions.is_session_open(conn, caller.session_id, caller.user_id):

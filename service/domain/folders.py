@@ -2,6 +2,7 @@
 
 from service.db import files
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.domain.content import Place, get, make_folders
 from service.errors import NotAFolder, NotFound
 from service.model import Caller, Folder
@@ -31,6 +32,8 @@ class Folders:
             found = await get(conn, caller.user_id, folder_id)
             if not isinstance(found, Folder):
                 raise NotAFolder("There is a file at the path.", field="path")
+            if is_new:
+                await record(conn, caller.user_id, "folder_create", file_id=found.id, path=found.path)
             return found, is_new
 
         return await self._database.in_transaction(work)

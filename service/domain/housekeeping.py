@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from service import metrics
 from service.db import audit, blobs, links, sessions
 from service.db.pool import Connection, Database
 from service.domain.trash import Trash
@@ -43,14 +44,18 @@ class Housekeeping:
         """One round of everything."""
         if self._ages.trash_days:
             items = await Trash(self._database).purge_expired(age_seconds=self._ages.trash_days * DAY_SECONDS)
+            metrics.SWEPT.labels("trash").inc(items)
             log.info("trash.expired", items=items)
         if self._ages.versions_days:
             versions = Versions(self._database, keep=0)
             count = await versions.forget_old(age_seconds=self._ages.versions_days * DAY_SECONDS)
+            metrics.SWEPT.labels("versions").inc(count)
             log.info("versions.expired", files=count)
         if self._ages.audit_days:
-            log.info("audit.expired", lines=await self._forget_audit())
-        await self.sweep()
+            lines = await self._forget_audit()
+            metrics.SWEPT.labels("audit").inc(lines)
+            log.info("audit.expired", lines=lines)
+        metrics.SWEPT.labels("blobs").inc(await self.sweep())
 
     async def _forget_audit(self) -> int:
         """Forget old lines of all trails, a part in each transaction; how many."""

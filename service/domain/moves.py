@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from service import names
 from service.db import blobs, files, folders, moves, users
 from service.db.pool import Connection, Database
+from service.domain.audit import record
 from service.domain.content import Place, Target, check_conditions, get, make_folders, resolve_target
 from service.domain.files import discard
 from service.errors import Conflict, InvalidPath, NameTaken, NotFound, ServiceError
@@ -82,6 +83,7 @@ async def move(conn: Connection, user_id: UserId, change: Change) -> File | Fold
     parent_id = await _make_room(conn, user_id, path, existing, is_file=isinstance(found, File), change=change)
     with _lost_races(change):
         await moves.update_place(conn, found.id, parent_id=parent_id, name=path[-1])
+    await record(conn, user_id, "move", file_id=found.id, path=names.join_path(path), source=found.path)
     return await get(conn, user_id, found.id)
 
 
@@ -96,6 +98,8 @@ async def copy(conn: Connection, user_id: UserId, change: Change) -> File | Fold
         copied = await moves.copy_tree(conn, found.id, user_id=user_id, new_id=new_id, parent_id=parent_id,
                                        name=path[-1])
     await blobs.keep_blobs(conn, copied.blob_keys)
+    await record(conn, user_id, "copy", file_id=new_id, path=names.join_path(path), source=found.path,
+                 files=copied.file_count)
     await users.update_usage(conn, user_id, files_bytes=copied.size_bytes, file_count=copied.file_count)
     return await get(conn, user_id, new_id)
 

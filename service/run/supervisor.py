@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 import psycopg
 from pydantic import SecretStr
 
-from service import __version__
+from service import __version__, metrics
 from service.config import PREFIX, Config
 from service.run import folders, migrate, nginx, postgres, processes, programs
 from service.run.folders import Folders
@@ -99,6 +100,7 @@ class Supervisor:
         await asyncio.to_thread(postgres.check_server, dsn)
         await asyncio.to_thread(migrate.apply, dsn)
         self._config = self._config.model_copy(update={"database_url": SecretStr(dsn)})
+        await asyncio.to_thread(self._start_metrics, places)
         await self._start_workers(places)
         if self._nginx:
             await self._add(self._nginx_child(places, self._nginx))
@@ -145,6 +147,16 @@ class Supervisor:
         await self._add(self._postgres_child(places, server))
         await asyncio.to_thread(server.ensure_database)
         return server.dsn()
+
+    def _start_metrics(self, places: Folders) -> None:
+        """Numbers begin with the service; they are answered from here since this process outlives every worker."""
+        folder = metrics.folder_of(places.root)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        port = self._config.metrics_port
+        if port is not None:
+            folders.check_port(self._config.metrics_host, port)
+            self._logs.callback(metrics.serve(folder, self._config.metrics_host, port))
 
     async def _start_workers(self, places: Folders) -> None:
         log = self._open_log(places, "service") if not self._containers else None
@@ -196,7 +208,8 @@ class Supervisor:
 
     def _worker_child(self, places: Folders, number: int, log: LogFile | None) -> Child:
         socket = places.worker_socket(number) if self._nginx or self._containers else None
-        command = [sys.executable, "-P", "-m", "service", "worker", *(["--socket", str(socket)] if socket else [])]
+        command = [sys.executable, "-P", "-m", "service", "worker", "--number", str(number),
+                   *(["--socket", str(socket)] if socket else [])]
 
         def prepare() -> tuple[Sequence[str], Path]:
             if socket:

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import bcrypt
 import structlog
 
+from service import metrics
 from service.errors import InvalidField, Unavailable
 
 MIN_CHARACTERS = 8  # NIST SP 800-63B (2017), section 5.1.1.2
@@ -86,7 +87,8 @@ class Passwords:
             raise Unavailable(retry_after_seconds=1) from None
         # The place is free when the work is over, not when its caller stops waiting: a thread cannot be cancelled.
         future.add_done_callback(self._leave)
-        return await asyncio.wrap_future(future)
+        with metrics.queued("passwords"):
+            return await asyncio.wrap_future(future)
 
     def _leave(self, future: Future[T]) -> None:
         self._places.release()

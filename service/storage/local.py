@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 from uuid import UUID
 
+from service import metrics
 from service.errors import BadRequest, IncompleteBody, StorageFull, Unavailable
 from service.model import BlobKey, Staged, new_uuid
 from service.storage.base import Claim, StoreError
@@ -194,8 +195,9 @@ class LocalStore:
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on one of the store's threads."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, functools.partial(work, *args, **kwargs))
+        with metrics.queued("storage"):
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, functools.partial(work, *args, **kwargs))
 
     def writer(self) -> LocalWriter:
         """Begin a new blob."""

@@ -65,6 +65,11 @@ async def change_everything(api: Api) -> None:
     await api.delete("/a/b.txt")
     await api.call("DELETE", "/file/trash", expect=204)
     await api.put("/c.txt", b"3")
+    await api.call("POST", "/file/folder", json={"path": "/new/folder"}, expect=201)
+    await api.call("POST", "/file/move", json={"from": "/c.txt", "to": "/new/folder/"}, expect=200)
+    await api.call("POST", "/file/copy", json={"from": "/new/folder/c.txt", "to": "/c.txt"}, expect=201)
+    await api.call("POST", "/file/batch", json={"operations": [
+        {"op": "move", "from": "/new", "to": "/old"}, {"op": "delete", "path": "/old", "permanent": True}]}, expect=200)
     link = (await api.call("POST", "/file/link", json={"path": "/c.txt"}, expect=201)).json["id"]
     await api.call("DELETE", f"/file/link/{link}", expect=204)
     await api.call("DELETE", "/file?path=/c.txt&permanent=true", expect=204)
@@ -76,7 +81,7 @@ async def test_each_change_leaves_a_line(api: Api) -> None:
     await change_everything(api)
     assert await actions_of(api) == [
         "register", "login", "upload", "upload", "version_restore", "version_delete", "trash", "trash_restore", "trash",
-        "trash_delete", "upload", "link_create", "link_revoke", "delete", "session_end", "password_change"]
+        "trash_delete", "upload", "folder_create", "move", "copy", "move", "delete", "link_create", "link_revoke", "delete", "session_end", "password_change"]
     assert {entry["outcome"] for entry in await trail_of(api)} == {"ok"}
 
 
@@ -204,7 +209,8 @@ NOTED = {
     "end_session": "session_end", "end_sessions": "session_end", "upload_form": "upload", "upload_bytes": "upload",
     "upload_through_link": "upload", "delete_file": "trash", "restore_trashed": "trash_restore",
     "empty_trash": "trash_delete", "restore_version": "version_restore", "forget_versions": "version_delete",
-    "make_link": "link_create", "revoke_link": "link_revoke",
+    "make_link": "link_create", "revoke_link": "link_revoke", "make_folder": "folder_create", "move_file": "move",
+    "copy_file": "copy", "run_batch": "move",
 }
 UNNOTED = {
     "refresh": "goes on with a session that is in the trail; a token used twice is noted",
