@@ -23,7 +23,7 @@ from service.storage.local import LocalStore
 MAX_UPLOAD_BYTES = 10_000_000
 LISTING = """
 WITH RECURSIVE tree AS (
-    SELECT id, '' AS path, head_id FROM files WHERE id = $1
+    SELECT id, '' COLLATE "C" AS path, head_id FROM files WHERE id = $1
     UNION ALL
     SELECT files.id, tree.path || '/' || name, files.head_id
     FROM tree JOIN files ON files.parent_id = tree.id AND deleted_at IS NULL
@@ -135,7 +135,9 @@ async def open_world(dsn: str, root: Path, *, direct_dsn: str | None = None, poo
     limits = content.Limits(max_upload_bytes=MAX_UPLOAD_BYTES, min_free_bytes=0, versions_keep=versions_keep)
     world = World(direct_dsn or dsn, root, database, store, limits, Content(database, store, limits), Files(database),
                   Housekeeping(database, store))
-    yield world
-    await world.content.drain()
-    await database.close()
-    store.close()
+    try:
+        yield world
+        await world.content.drain()
+    finally:
+        await database.close()
+        store.close()

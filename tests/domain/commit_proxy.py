@@ -68,6 +68,8 @@ async def open_proxy(dsn: str) -> AsyncIterator[tuple[CommitProxy, str]]:
     with tempfile.TemporaryDirectory(prefix="proxy-") as folder:
         proxy = CommitProxy(str(Path(host) / _SOCKET))
         server = await asyncio.start_unix_server(proxy.serve, Path(folder) / _SOCKET)
-        yield proxy, f"postgresql://{parts.username}@{parts.path}?host={quote(folder, safe='')}&port=5432"
-        server.close()
-        await server.wait_closed()
+        try:
+            yield proxy, f"postgresql://{parts.username}@{parts.path}?host={quote(folder, safe='')}&port=5432"
+        finally:
+            server.close()
+            await server.wait_closed()
