@@ -31,6 +31,7 @@ async def run_fault(world: World, failpoints: Failpoints, path: str, point: Poin
     """One upload with one fault: the client is told an error and nothing changed, or success and it is there."""
     caller = await world.new_caller()
     await world.put(caller, "/existing", OLD)
+    await world.content.drain()  # for the mutant that answers too early
     before = await world.listing(caller)
     failpoints.reset()
     failpoints.arm(point, action)
@@ -52,8 +53,10 @@ async def fault_at_every_step_of_an_upload(world: World, failpoints: Failpoints,
     for path in ("/new/folder/file", "/existing"):
         caller = await world.new_caller()
         await world.put(caller, "/existing", OLD)
+        await world.content.drain()
         failpoints.reset()
         await world.put(caller, path, NEW)
+        await world.content.drain()
         for point in failpoints.passed():
             if point[0].startswith("store.") and action == failpoints.end_backend:
                 continue
@@ -76,6 +79,7 @@ async def connection_lost_around_the_commit(dsn: str, root: Path, moment: Moment
         caller = await world.new_caller()
         await world.put(caller, "/existing", OLD)
         for path in ("/new/file", "/existing"):
+            await world.content.drain()
             proxy.arm(moment)
             outcome = await outcome_of(world.put(caller, path, NEW))
             await asyncio.wait_for(world.content.drain(), 30)
