@@ -18,6 +18,12 @@ from service.run.supervisor import Supervisor
 WRONG_SETTINGS = 2
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError("has to be 1 or more")
+    return int(text)
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service", description=f"Settings: environment, {Config.__doc__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -28,7 +34,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     worker.add_argument("--number", type=int, help="which of several workers; their metrics are added up")
     schema = commands.add_parser("migrate", help="bring the database to the schema of this version")
     what = schema.add_mutually_exclusive_group()
-    what.add_argument("--rollback", type=int, metavar="N", help="take back the last N migrations and their data")
+    what.add_argument("--rollback", type=_count, metavar="N", help="take back the last N migrations and their data")
     what.add_argument("--list", action="store_true", help="show which migrations are applied")
     return parser.parse_args(arguments)
 

@@ -95,11 +95,11 @@ def find_working_in(folder: Path, program: str) -> list[int]:
 def listens(pid: int, port: int) -> bool:
     """Whether the process listens on this TCP port."""
     own = set()
-    for entry in (PROC / str(pid) / "fd").iterdir():
-        try:
+    try:
+        for entry in (PROC / str(pid) / "fd").iterdir():
             own.add(os.readlink(entry))
-        except OSError:
-            pass
+    except OSError:  # the process has ended, or closes a file while we look: ask again
+        return False
     for table in ("tcp", "tcp6"):
         try:
             rows = [row.split() for row in (PROC / "net" / table).read_text(encoding="ascii").splitlines()[1:]]

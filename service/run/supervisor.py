@@ -43,7 +43,8 @@ PATIENCE_SECONDS = 2
 
 def say(line: str) -> None:
     """Tell the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(line, file=sys.stderr, flush=True)
 
 
 class Supervisor:
@@ -79,6 +80,8 @@ class Supervisor:
                     nginx.stop_leftovers(places.spool)
 
     def _ask_to_stop(self) -> None:
+        if self._forced.is_set():
+            os._exit(130)  # a thread that waits cannot be interrupted; the children get their signals from the kernel
         if self._stop.is_set():
             self._forced.set()
         self._stop.set()
@@ -112,11 +115,11 @@ class Supervisor:
         if not self._containers:
             nginx.stop_leftovers(places.spool)
         _stop_worker_leftovers(places)
+        if self._containers or self._config.nginx == "auto":
+            nginx.check_data_root(places.root)
         if self._containers:
             self._write_nginx_configuration(places)
             return
-        if self._config.nginx == "auto":
-            nginx.check_data_root(places.root)
         folders.check_port(self._config.host, self._config.port)
         if self._config.nginx == "auto":
             self._nginx = nginx.find_or_install(say)
@@ -137,7 +140,7 @@ class Supervisor:
         """Start the embedded PostgreSQL or wait for the other one; return its address."""
         if self._config.database_url:
             dsn = self._config.database_url.get_secret_value()
-            await asyncio.to_thread(_wait_for_database, dsn)
+            await _wait_for_database(dsn)
             return dsn
         if self._containers:
             raise StartError(f"{PREFIX}DATABASE_URL is needed here")
@@ -294,19 +297,23 @@ def _stop_worker_leftovers(places: Folders) -> None:
         raise StartError(f"workers that were left running do not end: processes {find()}")
 
 
-def _wait_for_database(dsn: str) -> None:
+def _connect_once(dsn: str) -> None:
+    psycopg.connect(dsn, connect_timeout=5).close()
+
+
+async def _wait_for_database(dsn: str) -> None:
     """Return when the database takes connections; StartError after a minute, or at once if it refuses us."""
     deadline = time.monotonic() + DATABASE_WAIT_SECONDS
     while True:
         try:
-            psycopg.connect(dsn, connect_timeout=5).close()
+            await asyncio.to_thread(_connect_once, dsn)
             return
         except psycopg.OperationalError as error:
             # a server that answers and refuses us will go on to; one that is starting up says "the database system is"
             refused = "FATAL" in str(error) and "the database system is" not in str(error)
             if refused or time.monotonic() > deadline:
                 raise StartError(f"the database does not take connections: {str(error).strip()}") from None
-            time.sleep(0.5)
+            await asyncio.sleep(0.5)
         except psycopg.Error as error:
             raise StartError(f"the address of the database cannot be used: {str(error).strip()}") from None
 
