@@ -12,7 +12,7 @@ SECRET_FILE = "address_secret"  # below the data root, made at the first start
 
 # Apart for each use, so that a signature made for one means nothing to another.
 _HEAD, _TAIL, _PROOF = b"signed address: head", b"signed address: tail", b"proof of a link"
-_PROOF_TEXT = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})")
+_PROOF_TEXT = re.compile(r"([1-9][0-9]{0,11})\.([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
