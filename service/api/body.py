@@ -42,7 +42,11 @@ _DIGEST = re.compile(r"\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 
 def check_head(request: web.Request) -> None:
     """Raise UnsupportedEncoding: a body is stored as it is, so it must come as it is."""
-    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+    encodings = ",".join(request.headers.getall("Content-Encoding", ())).split(",")  # each of several headers counts
+    if any(encoding.strip().lower() not in ("", "identity") for encoding in encodings):
+        raise UnsupportedEncoding()
+    # nginx knows no other; aiohttp would take "gzip, chunked" and leave the gzip to us
+    if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
         raise UnsupportedEncoding()
 
 
@@ -100,11 +104,16 @@ async def read_json_or_form(request: web.Request, *, max_bytes: int = MAX_JSON_B
 
 
 async def _read_small(request: web.Request, max_bytes: int) -> bytes:
+    if (request.content_length or 0) > max_bytes:
+        raise TooLarge()
     pieces = bytearray()
-    async for piece in request.content.iter_any():
-        pieces += piece
-        if len(pieces) > max_bytes:
-            raise TooLarge()
+    try:
+        async for piece in request.content.iter_any():
+            pieces += piece
+            if len(pieces) > max_bytes:
+                raise TooLarge()
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise IncompleteBody() from error
     return bytes(pieces)
 
 

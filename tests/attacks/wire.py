@@ -152,6 +152,12 @@ class Wire:
         assert answer is not None, "the connection was closed without an answer"
         return answer
 
+    def read_raw(self) -> bytes:
+        """Whatever comes until the other side closes the connection."""
+        while self._fill():
+            pass
+        return self._received
+
     def read_all(self) -> list[Answer]:
         """Every answer until the other side closes the connection."""
         return list(iter(self.read, None))
