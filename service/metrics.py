@@ -6,6 +6,7 @@ The numbers of all workers are added up: each keeps its own in files that it map
 reads those of all, and a worker that is started again goes on with the numbers of the one before.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -111,11 +112,17 @@ def serve(folder: Path, host: str, port: int) -> Callable[[], None]:
     return end
 
 
+@functools.cache
+def _series(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
+    """Looked up once: the library's own way takes a lock and builds texts each time."""
+    return REQUESTS.labels(route, method, status), DURATION.labels(route, method)
+
+
 def count_request(*, route: str, method: str, status: int, seconds: float, bytes_in: int, bytes_out: int) -> None:
     """A request was answered; `route` is a template, so that the number of series does not grow with the requests."""
-    method = method if method in _METHODS else "other"
-    REQUESTS.labels(route, method, status).inc()
-    DURATION.labels(route, method).observe(seconds)
+    requests, duration = _series(route, method if method in _METHODS else "other", status)
+    requests.inc()
+    duration.observe(seconds)
     if bytes_in:
         BYTES.labels("in", "worker").inc(bytes_in)
     if bytes_out:
