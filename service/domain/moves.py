@@ -123,9 +123,10 @@ async def _prepare(conn: Connection, user_id: UserId, change: Change) -> Prepare
     found, path, existing = await _look(conn, user_id, change)
     if file_ids := [entry.id for entry in (found, existing) if isinstance(entry, File)]:
         await moves.lock_files(conn, file_ids)
-        locked, (found, path, existing) = {entry.id for entry in (found, existing) if entry}, await _look(
-            conn, user_id, change)
-        if not {entry.id for entry in (found, existing) if entry} <= locked:
+        locked = {entry.id for entry in (found, existing) if entry}
+        found, path, existing = await _look(conn, user_id, change)
+        # what is in the way needs its lock only if it is to be replaced
+        if found.id not in locked or (change.overwrite and existing is not None and existing.id not in locked):
             raise Conflict()
     check_conditions(change.conditions, found.etag if isinstance(found, File) else None)
     if isinstance(found, Folder):
