@@ -44,21 +44,23 @@ class Copied:
 
 
 COPY_TREE = """
--- a file, or a folder with everything below it: new files whose only version refers to the blob of the current one
+-- a file, or a folder with everything below it: new files whose only version refers to the blob of the current one;
+-- their ids begin like that of the copy itself, with its time, so that all go into the same corner of each index
 WITH RECURSIVE source AS (
     SELECT is_folder, head_id, head_bytes, id, $2::uuid AS new_id, $3::uuid AS new_parent_id,
-           $4::text COLLATE "C" AS new_name, CASE WHEN NOT is_folder THEN gen_random_uuid() END AS new_head_id
+           $4::text COLLATE "C" AS new_name
     FROM files WHERE id = $1
     UNION ALL
-    SELECT child.is_folder, child.head_id, child.head_bytes, child.id, gen_random_uuid(), source.new_id,
-           child.name, CASE WHEN NOT child.is_folder THEN gen_random_uuid() END
+    SELECT child.is_folder, child.head_id, child.head_bytes, child.id,
+           (left($2::text, 15) || substr(gen_random_uuid()::text, 16))::uuid, source.new_id, child.name
     FROM source JOIN files AS child ON child.parent_id = source.id AND child.deleted_at IS NULL
 ), copied AS (
     INSERT INTO files (id, user_id, parent_id, name, is_folder, head_id, head_bytes)
-    SELECT new_id, $5, new_parent_id, new_name, is_folder, new_head_id, head_bytes FROM source
+    SELECT new_id, $5, new_parent_id, new_name, is_folder, CASE WHEN NOT is_folder THEN new_id END, head_bytes
+    FROM source
 ), held AS (
     INSERT INTO versions (id, file_id, number, blob_id, blob_bytes, content_type)
-    SELECT new_head_id, new_id, 1, blob_id, blob_bytes, content_type
+    SELECT new_id, new_id, 1, blob_id, blob_bytes, content_type
     FROM source JOIN versions ON versions.id = source.head_id
     RETURNING blob_id
 )
