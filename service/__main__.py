@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Coroutine
@@ -41,7 +42,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run_worker(config: Config, socket: Path | None, number: int | None) -> None:
     if number is not None:
-        metrics.share(metrics.folder_of(config.data_root), number)
+        with contextlib.suppress(OSError):  # a disk without room for them: the service goes on, its metrics do not
+            metrics.share(metrics.folder_of(config.data_root), number)
     from service.app import run_worker  # the other commands start faster without it
     _run(run_worker(config, unix_socket=socket))
 
