@@ -206,8 +206,8 @@ class _Planner:
         line = _LINE.pack(key, size_bytes, crc32, modified, self._offset, len(name)) + name
         self._scratch.write(line)
         self._digest.update(line)
-        self._offset += len(zip64.local_header(entry)) + size_bytes
-        self._directory_bytes += len(zip64.central_header(entry))
+        self._offset += zip64.local_length(entry) + size_bytes
+        self._directory_bytes += zip64.central_length(entry)
         self._count += 1
 
     def finish(self) -> Plan:

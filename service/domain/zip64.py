@@ -35,6 +35,17 @@ class Entry:
     offset: int
 
 
+def local_length(entry: Entry) -> int:
+    """How long `local_header` is; laying an archive out takes only the lengths."""
+    return _LOCAL.size + _TIMESTAMP.size + len(entry.name) + (20 if entry.size_bytes >= _LIMIT_32 else 0)
+
+
+def central_length(entry: Entry) -> int:
+    """How long `central_header` is."""
+    wide = (16 if entry.size_bytes >= _LIMIT_32 else 0) + (8 if entry.offset >= _LIMIT_32 else 0)
+    return _CENTRAL.size + _TIMESTAMP.size + len(entry.name) + (wide + 4 if wide else 0)
+
+
 def local_header(entry: Entry) -> bytes:
     """What comes before the bytes of an entry."""
     large = entry.size_bytes >= _LIMIT_32

@@ -42,6 +42,8 @@ def _archive(sizes: list[int]) -> _Sparse:
         entry = zip64.Entry(name=f"{number}.bin".encode(), size_bytes=size, crc32=number, modified=1_600_000_001,
                             offset=offset)
         header = zip64.local_header(entry)
+        assert len(header) == zip64.local_length(entry)
+        assert len(zip64.central_header(entry)) == zip64.central_length(entry)
         pieces[offset] = header
         offset += len(header) + size
         entries.append(entry)
