@@ -1,7 +1,7 @@
 """A decision to send bytes becomes a response: by nginx (X-Accel-Redirect), or by this process.
 
-The only file that knows that header.  nginx answers ranges and If-Range by itself, with the ETag that it is given; it
-cannot compare If-Match and If-Unmodified-Since with it, so a request with one of these is answered from here.
+The only file that knows that header.  nginx answers ranges and If-Range by itself, with the ETag that it is given;
+what it would answer otherwise than RFC 9110 has it is answered from here.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ MAX_RANGES = 8
 PIECE_BYTES = 2**18
 _LOCATION = re.compile(r"[0-9a-f]{2}/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
+_PLAIN_RANGE = re.compile(r"(?i:bytes)=[0-9, -]+")
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 
 Range = tuple[int, int]  # first byte, length
@@ -48,14 +49,30 @@ async def respond(request: web.Request, delivery: Delivery, *,
         raise PreconditionFailed()
     if _is_unchanged(request, delivery):
         return web.Response(status=304, headers={name: headers[name] for name in _HEADERS_OF_304})
-    conditional = "If-Match" in request.headers or "If-Unmodified-Since" in request.headers
-    if request.app[BEHIND_NGINX] and not conditional:
+    if request.app[BEHIND_NGINX] and _nginx_agrees(request, delivery):
         location = request.app[STORE].locate(delivery.key)
         assert _LOCATION.fullmatch(location)  # no text of a user ever gets into this header
         headers["X-Accel-Redirect"] = f"/_blobs/{location}"
         metrics.BYTES.labels("out", "nginx").inc(_length(request, delivery))
         return web.Response(headers=headers)
     return await _send(request, delivery, headers)
+
+
+def _nginx_agrees(request: web.Request, delivery: Delivery) -> bool:
+    """Whether nginx would answer as `_send` does.
+
+    It compares If-Match with a tag of its own, refuses malformed ranges, which are to be ignored (RFC 9110, section
+    14.2), has ranges for HEAD, and reads If-Range only as it is written here.
+    """
+    if "If-Match" in request.headers or "If-Unmodified-Since" in request.headers:
+        return False
+    text = request.headers.get("Range")
+    if text is None:
+        return True
+    ranges = _wanted_ranges(request, delivery)
+    if request.headers.get("If-Range", delivery.etag) not in (delivery.etag, _last_modified(delivery)):
+        return ranges is None
+    return bool(ranges) and _PLAIN_RANGE.fullmatch(text) is not None
 
 
 def first_byte(request: web.Request, delivery: Delivery) -> int | None:
@@ -85,7 +102,7 @@ def _headers(delivery: Delivery) -> dict[str, str]:
         "Content-Type": content_type(delivery.content_type),
         "Content-Disposition": disposition(delivery.name),
         "ETag": delivery.etag,
-        "Last-Modified": format_datetime(_whole_seconds(delivery.modified_at), usegmt=True),
+        "Last-Modified": _last_modified(delivery),
         "Repr-Digest": f"sha-256=:{b64encode(delivery.sha256).decode('ascii')}:",
         "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",
@@ -99,6 +116,10 @@ def disposition(name: str) -> str:
     plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in name)
     extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
     return f'attachment; filename="{plain}"{extended}'
+
+
+def _last_modified(delivery: Delivery) -> str:
+    return format_datetime(_whole_seconds(delivery.modified_at), usegmt=True)
 
 
 def _whole_seconds(moment: datetime) -> datetime:
@@ -147,7 +168,7 @@ def _is_unchanged(request: web.Request, delivery: Delivery) -> bool:
 def parse_range(text: str, size_bytes: int) -> list[Range] | None:
     """The ranges to send; [] if none can be, None if the header is to be ignored."""
     unit, _, specs = text.partition("=")
-    if unit.strip().lower() != "bytes" or not specs:
+    if unit.lstrip().lower() != "bytes" or not specs:
         return None
     ranges: list[Range] = []
     members = specs.split(",")
@@ -230,7 +251,7 @@ async def _send(request: web.Request, delivery: Delivery, headers: dict[str, str
     if ranges == []:
         raise RangeNotSatisfiable(size_bytes=delivery.size_bytes)
     status, parts = _lay_out(delivery, ranges, headers)
-    response = web.StreamResponse(status=status, headers={**headers, "Accept-Ranges": "bytes"})
+    response = web.StreamResponse(status=status, headers=headers)
     response.content_length = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
     loop = asyncio.get_running_loop()
     try:
@@ -252,6 +273,7 @@ def _lay_out(delivery: Delivery, ranges: Sequence[Range] | None,
              headers: dict[str, str]) -> tuple[int, list[bytes | Range]]:
     """The status, and the body as framing and ranges of the file; completes the headers."""
     if ranges is None:
+        headers["Accept-Ranges"] = "bytes"  # as nginx: on a 206 it would say nothing new
         return 200, [(0, delivery.size_bytes)]
     if len(ranges) == 1:
         headers["Content-Range"] = _content_range(ranges[0], delivery.size_bytes)

@@ -59,7 +59,7 @@ def render(error: errors.ServiceError, request_id: str, *, headers: dict[str, st
         problem["field"] = error.field
     if error.operation is not None:
         problem["operation"] = error.operation
-    headers = dict(headers or {})
+    headers = {"Cache-Control": "no-store", **(headers or {})}
     if status == 401:
         # RFC 6750, section 3; a name of our own for links, since Basic would open a browser's dialogue
         headers["WWW-Authenticate"] = "Link-Password" if isinstance(error, errors.LinkLocked) else "Bearer"

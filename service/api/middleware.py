@@ -20,6 +20,10 @@ log = structlog.get_logger()
 
 QUIET = frozenset({"live", "ready", "show_metrics", "ask_preflight", "docs_asset"})  # many, and nobody's action
 
+# on whatever says nothing else: no answer is a page that may load or run anything, but those that say so
+SAFETY = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'",
+          "Cross-Origin-Resource-Policy": "same-origin"}
+
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -79,7 +83,8 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """For `app.on_response_prepare`: what every answer carries, also one that a handler begins to send by itself."""
     if (trace := request.get(TRACE)) is not None:
         response.headers.setdefault("X-Request-Id", trace.request_id)
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    for name, value in SAFETY.items():
+        response.headers.setdefault(name, value)
     response.headers["Server"] = SERVER
 
 
