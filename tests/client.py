@@ -90,9 +90,10 @@ class Api:
         """What there is at a path."""
         return (await self.call("GET", f"/file/info?path={quote(path)}", expect=expect)).json
 
-    async def delete(self, path: str, *, expect: int | None = 204, **more: Any) -> Reply:
-        """Delete for good."""
-        return await self.call("DELETE", f"/file?path={quote(path)}", expect=expect, **more)
+    async def delete(self, path: str, *, permanent: bool = False, expect: int | None = 204, **more: Any) -> Reply:
+        """Delete: to the trash, or for good."""
+        return await self.call("DELETE", f"/file?path={quote(path)}{'&permanent=true' * permanent}", expect=expect,
+                               **more)
 
     async def list(self) -> Any:
         """All files."""
