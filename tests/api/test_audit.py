@@ -81,7 +81,8 @@ async def test_each_change_leaves_a_line(api: Api) -> None:
     await change_everything(api)
     assert await actions_of(api) == [
         "register", "login", "upload", "upload", "version_restore", "version_delete", "trash", "trash_restore", "trash",
-        "trash_delete", "upload", "folder_create", "move", "copy", "move", "delete", "link_create", "link_revoke", "delete", "session_end", "password_change"]
+        "trash_delete", "upload", "folder_create", "move", "copy", "move", "delete", "link_create", "link_revoke",
+        "delete", "session_end", "password_change"]
     assert {entry["outcome"] for entry in await trail_of(api)} == {"ok"}
 
 
