@@ -74,13 +74,13 @@ class InvalidCredentials(ServiceError):
     code = "invalid_credentials"
 
 
-class LinkLocked(ServiceError):
+class LinkPasswordRequired(ServiceError):
     """This link needs its password."""
 
     code = "link_password_required"
 
 
-class InvalidLinkPassword(LinkLocked):
+class InvalidLinkPassword(LinkPasswordRequired):
     """This is not the password of the link."""
 
     code = "invalid_link_password"

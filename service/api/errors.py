@@ -15,7 +15,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.Unauthenticated: 401,
     errors.InvalidCredentials: 401,
     errors.InvalidRefreshToken: 401,
-    errors.LinkLocked: 401,
+    errors.LinkPasswordRequired: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
@@ -62,7 +62,7 @@ def render(error: errors.ServiceError, request_id: str, *, headers: dict[str, st
     headers = {"Cache-Control": "no-store", **(headers or {})}
     if status == 401:
         # RFC 6750, section 3; a name of our own for links, since Basic would open a browser's dialogue
-        headers["WWW-Authenticate"] = "Link-Password" if isinstance(error, errors.LinkLocked) else "Bearer"
+        headers["WWW-Authenticate"] = "Link-Password" if isinstance(error, errors.LinkPasswordRequired) else "Bearer"
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"  # RFC 9110, section 15.5.17
     if error.retry_after_seconds is not None:

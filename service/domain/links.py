@@ -12,7 +12,7 @@ from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import Content, Place, Target, get
 from service.domain.throttle import network, throttle
-from service.errors import InvalidLinkPassword, IsAFolder, LinkLocked, NotAFolder, NotFound
+from service.errors import InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
 from service.model import (
     Caller, Delivery, File, FileId, Folder, Link, LinkChild, LinkId, LinkKind, SessionId, Staged, new_uuid,
 )
@@ -132,7 +132,7 @@ class Links:
     async def open(self, token: str, key: Key, within: tuple[str, ...] = ()) -> Opened:
         """What the token, or the path from its folder, leads to.
 
-        Raises NotFound, then LinkLocked, InvalidLinkPassword or TooManyRequests, and only then NotFound for the path.
+        Raises NotFound, then LinkPasswordRequired, InvalidLinkPassword or TooManyRequests, and only then NotFound for the path.
         """
         link, found = await self._find(token)
         if link.is_used_up and not key.resume:
@@ -171,7 +171,7 @@ class Links:
         if link.password_hash is None or self._proofs.is_valid(key.proof, *_password(link)):
             return
         if key.password is None:
-            raise LinkLocked()
+            raise LinkPasswordRequired()
         # before the hash is computed, which is what costs us; the second one is for many networks against one link
         attempts = self._limits.password_attempts_per_minute
         await throttle(self._cache, [(f"link:{link.id}:{network(key.address)}", attempts),

@@ -145,18 +145,18 @@ def _for_people(handler: Handler) -> Handler:
 
 def _asks_for_password(error: errors.ServiceError, request: web.Request) -> bool:
     is_second_try = isinstance(error, errors.TooManyRequests) or error.field == "password"
-    return isinstance(error, errors.LinkLocked) or (request.path.endswith("/open") and is_second_try)
+    return isinstance(error, errors.LinkPasswordRequired) or (request.path.endswith("/open") and is_second_try)
 
 
 def _password_page(request: web.Request, error: errors.ServiceError) -> web.Response:
-    headers = {"WWW-Authenticate": "Link-Password"} if isinstance(error, errors.LinkLocked) else {}
+    headers = {"WWW-Authenticate": "Link-Password"} if isinstance(error, errors.LinkPasswordRequired) else {}
     message = ""
     if isinstance(error, errors.TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_seconds)
         message = f"Too many attempts. Try again in {error.retry_after_seconds} s."
     elif isinstance(error, errors.InvalidLinkPassword) or error.field == "password":
         message = "That is not the password of this link."
-    status = 401 if isinstance(error, errors.LinkLocked) else 429 if message.startswith("Too") else 422
+    status = 401 if isinstance(error, errors.LinkPasswordRequired) else 429 if message.startswith("Too") else 422
     return pages.page("password", status=status, headers=headers, message=message,
                       action=address_of(request.match_info["token"]) + "/open")
 
