@@ -132,7 +132,8 @@ class Links:
     async def open(self, token: str, key: Key, within: tuple[str, ...] = ()) -> Opened:
         """What the token, or the path from its folder, leads to.
 
-        Raises NotFound, then LinkPasswordRequired, InvalidLinkPassword or TooManyRequests, and only then NotFound for the path.
+        Raises NotFound, then LinkPasswordRequired, InvalidLinkPassword or TooManyRequests, and only then NotFound for
+        the path.
         """
         link, found = await self._find(token)
         if link.is_used_up and not key.resume:
