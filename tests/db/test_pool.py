@@ -175,7 +175,7 @@ async def test_mistake_in_a_statement_is_not_taken_for_a_lost_server(database: D
             await conn.execute("INSERT INTO numbers VALUES (1)")
 
 
-@pytest.mark.parametrize("value", ["one", 2**63, 1.5])
+@pytest.mark.parametrize("value", ["one", 2**63])
 async def test_value_that_does_not_fit_its_parameter_is_not_taken_for_a_lost_server(
         database: Database, value: object) -> None:
     """Trying again would never help."""

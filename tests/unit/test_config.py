@@ -99,9 +99,9 @@ def test_empty_variable_counts_as_unset(tmp_path: Path) -> None:
 
 def test_relative_data_root_and_home_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/somewhere/home")
+    monkeypatch.setenv("HOME", "/somewhere/else")
     assert read(DATA_ROOT="some data").data_root == tmp_path / "some data"
-    assert read(DATA_ROOT="~/files").data_root == Path("/somewhere/home/files")
+    assert read(DATA_ROOT="~/files").data_root == Path("/somewhere/else/files")
 
 
 # --- what is refused ---
