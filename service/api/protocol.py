@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from service import errors
-from service.api.errors import render
+from service.api.errors import render, render_refusal
 from service.api.keys import BEHIND_NGINX
 from service.model import new_uuid
 
@@ -17,6 +17,7 @@ log = structlog.get_logger()
 
 SERVER = "file-storage"  # not which versions of what
 _BEGIN_BYTES = 2048
+_QUESTION = b"GET /_preflight "  # nginx's own, with the client's headers: see render_refusal
 _REQUEST_ID = re.compile(rb"\r\nX-Request-Id: ([0-9a-f]{32})\r\n")  # as nginx/proxy.conf sends it
 
 
@@ -65,7 +66,8 @@ class _Protocol(web.RequestHandler):
         else:
             super().handle_error(request, status, exc, message)  # logs it; raises if an answer has begun
             error = errors.ServiceError("The service made a mistake; it has been logged.")
-        response = render(error, request_id)
+        is_question = self._behind_nginx and self._begin.startswith(_QUESTION)
+        response = (render_refusal if is_question else render)(error, request_id)
         response.headers.update({"X-Request-Id": request_id, "Server": SERVER, "X-Content-Type-Options": "nosniff"})
         response.force_close()
         return response
