@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -128,8 +129,10 @@ async def until(is_so: Callable[[], bool | Awaitable[bool]], *, seconds: float =
 
 def files_on_disk(stack: Stack) -> set[str]:
     """Every file of bytes, placed or on its way."""
-    return {str(path.relative_to(stack.root)) for folder in ("blobs", "staging", "spool")
-            for path in (stack.root / folder).rglob("*") if path.is_file()}
+    blobs = stack.root / "blobs"  # has one level of folders, which are many
+    found = {f"blobs/{folder}/{name}" for folder in os.listdir(blobs) for name in os.listdir(blobs / folder)}
+    return found.union(os.path.relpath(os.path.join(folder, name), stack.root) for top in ("staging", "spool")
+                       for folder, _, names in os.walk(stack.root / top) for name in names)
 
 
 @asynccontextmanager
