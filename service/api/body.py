@@ -106,6 +106,7 @@ async def read_json_or_form(request: web.Request, *, max_bytes: int = MAX_JSON_B
 async def _read_small(request: web.Request, max_bytes: int) -> bytes:
     if (request.content_length or 0) > max_bytes:
         raise TooLarge()
+    await invite(request)
     pieces = bytearray()
     try:
         async for piece in request.content.iter_any():
