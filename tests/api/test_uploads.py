@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
+import aiohttp
 import pytest
 
-from tests.client import Api, Reply, converse, nothing_stored
+from tests.client import Api, Reply, converse, new_account, nothing_stored
+from tests.stack import Stack
 
 NAMES = ["привет.txt", "写真.jpg", "naïve 😀.pdf", "a+b & c?d#e%20.txt", "quote\"back\\slash.txt", "x" * 255, "%ff",
          "..hidden", "a;b=c.txt", " spaces ", "COM1", "<img src=x>.html", "ё" * 127]
@@ -651,3 +653,42 @@ async def test_put_with_broken_chunks_leaves_nothing(api: Api, body: bytes) -> N
     async with nothing_stored(api):
         reply = await converse(api.stack, (head_of(api, "PUT", "/a.bin", "Transfer-Encoding: chunked") + body, ""))
     assert (reply.status, reply.code) in ((400, "bad_request"), (400, "incomplete_body"))
+
+
+# --- limits ---
+
+async def test_upload_over_the_quota_is_refused_and_leaves_nothing(
+        session: aiohttp.ClientSession, tight_stack: Stack) -> None:
+    api = await new_account(session, tight_stack)
+    await api.put("/a", b"x" * 600)
+    assert (await api.usage())["available"] == 400
+    async with nothing_stored(api):
+        for reply in (await api.put("/b", b"x" * 401, expect=507), await api.post(b"x" * 401, path="/b", expect=507),
+                      await api.put("/b", pieces(b"x" * 401), expect=507)):
+            assert reply.code == "quota_exceeded"
+    await api.put("/a", b"y" * 600, expect=200)
+    await api.put("/b", b"x" * 400)
+    usage = await api.usage()
+    assert (usage["quota"], usage["available"], usage["files"]) == (1000, 0, 1000)
+    await api.put("/c", b"")
+    assert (await api.put("/d", b"x", expect=507)).code == "quota_exceeded"
+    await api.delete("/a", permanent=True)
+    assert (await api.usage())["available"] == 600
+
+
+async def test_uploads_at_the_same_time_never_go_over_the_quota(
+        session: aiohttp.ClientSession, tight_stack: Stack) -> None:
+    api = await new_account(session, tight_stack)
+    replies = await asyncio.gather(*(api.put(f"/{number}", b"x" * 300, expect=None) for number in range(12)))
+    assert sorted(reply.status for reply in replies) == [201] * 3 + [507] * 9
+    assert (await api.usage())["files"] == 900
+
+
+async def test_upload_over_the_limit_of_a_file_is_refused_and_leaves_nothing(
+        session: aiohttp.ClientSession, tight_stack: Stack) -> None:
+    api = await new_account(session, tight_stack)
+    async with nothing_stored(api):
+        for reply in (await api.put("/a", b"x" * 601, expect=413), await api.post(b"x" * 601, path="/a", expect=413),
+                      await api.put("/a", pieces(b"x" * 601), expect=413)):
+            assert reply.code == "too_large"
+    await api.put("/a", b"x" * 600)
