@@ -79,6 +79,7 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             max_upload_bytes=config.max_upload_size, min_free_bytes=config.min_free_space,
             versions_keep=config.versions_keep))
         trail = Audit(database, cache)
+        cursors = Cursors(secret)
         app[DOMAIN] = Domain(
             accounts=accounts.Accounts(
                 database, cache, passwords, AccessTokens(secret, config.access_token_ttl),
@@ -87,10 +88,10 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                                 session_ttl_seconds=config.session_ttl,
                                 access_token_ttl_seconds=config.access_token_ttl),
                 trail),
-            audit=trail,
+            audit=trail, cursors=cursors,
             archives=Archives(database, store), content=door,
             files=Files(database), folders=Folders(database), moves=Moves(database), batch=Batch(database),
-            listing=Listing(database, Cursors(secret)), health=HealthChecks(database, cache, store),
+            listing=Listing(database, cursors), health=HealthChecks(database, cache, store),
             links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
                               links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)),
             sessions=Sessions(database, cache),

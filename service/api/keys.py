@@ -21,6 +21,7 @@ from service.domain.trash import Trash
 from service.domain.versions import Versions
 from service.model import Caller
 from service.security.addresses import AddressSigner
+from service.security.cursors import Cursors
 from service.storage.base import BlobStore, Claim
 
 
@@ -29,6 +30,7 @@ class Domain:
     """What the service does, built once in `app.py`."""
 
     accounts: Accounts
+    cursors: Cursors
     audit: Audit
     archives: Archives
     batch: Batch

@@ -6,11 +6,12 @@ from service.api.auth import caller
 from service.api.keys import DOMAIN
 from service.api.rest import schema
 from service.api.rest.answers import answer
-from service.api.rest.cursors import decode_number, encode_number
+from service.api.rest.cursors import open_number, seal_number
 from service.api.rest.openapi import operation
 from service.api.rest.params import query_of
 
 PAGE = 100
+LIST = "audit"
 
 
 @operation("What was done to the account", tag="auth", query=schema.AuditQuery,
@@ -22,9 +23,9 @@ async def list_audit(request: web.Request) -> web.StreamResponse:
     """A page of the caller's trail."""
     query = schema.load(schema.AuditQuery, query_of(request))
     limit = query.get("limit", PAGE)
-    before = decode_number(query["cursor"]) if query.get("cursor") else None
+    before = open_number(request, LIST, query["cursor"]) if query.get("cursor") else None
     # one more than asked for tells whether there is another page
     found = await request.app[DOMAIN].audit.list(caller(request), before=before, limit=limit + 1)
     last = found[limit - 1] if len(found) > limit else None
     return answer({"entries": [schema.audit_json(entry) for entry in found[:limit]],
-                   "next_cursor": encode_number(last.id) if last else None})
+                   "next_cursor": seal_number(request, LIST, last.id) if last else None})

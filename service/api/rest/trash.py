@@ -7,12 +7,13 @@ from service.api.body import read_json_or_form
 from service.api.keys import DOMAIN, TRACE
 from service.api.rest import schema
 from service.api.rest.answers import answer
-from service.api.rest.cursors import decode_cursor, encode_cursor
+from service.api.rest.cursors import open_moment, seal_moment
 from service.api.rest.openapi import operation
 from service.api.rest.params import parse_place, query_of
 from service.model import FileId, Folder
 
 PAGE = 100
+LIST = "trash"
 
 
 @operation("List the trash", tag="file", query=schema.TrashQuery, returns={200: (schema.TrashPage, "Newest first")})
@@ -20,12 +21,12 @@ async def list_trash(request: web.Request) -> web.StreamResponse:
     """A page of what was deleted."""
     query = schema.load(schema.TrashQuery, query_of(request))
     limit = query.get("limit", PAGE)
-    after = decode_cursor(query["cursor"]) if query.get("cursor") else None
+    after = open_moment(request, LIST, query["cursor"]) if query.get("cursor") else None
     # one more than asked for tells whether there is another page
     items = await request.app[DOMAIN].trash.list(caller(request), after=after, limit=limit + 1)
     last = items[limit - 1] if len(items) > limit else None
     return answer({"items": [schema.trashed_json(item) for item in items[:limit]],
-                   "next_cursor": encode_cursor(last.deleted_at, last.id) if last else None})
+                   "next_cursor": seal_moment(request, LIST, last.deleted_at, last.id) if last else None})
 
 
 @operation("Restore from the trash", tag="file", body=schema.TrashRestore,
