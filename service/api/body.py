@@ -204,6 +204,8 @@ class _FormCutter:
 
     def __init__(self, content: Content, boundary: str) -> None:
         self._content = content
+        if not boundary.isascii():  # RFC 2046, section 5.1.1; the parser could not even encode some of the others
+            raise BadRequest("The form's boundary has to be ASCII.")
         try:
             self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset="utf-8",
                                                strict=True)
@@ -228,9 +230,9 @@ class _FormCutter:
                 else:
                     self._take(event)
         except ParserLimitReached as error:
-            raise TooLarge(f"The form is too large: {error}.") from None
+            raise TooLarge(f"The form is too large: {error.args[0]}.") from None
         except MultipartError as error:
-            raise BadRequest(f"The form is malformed: {error}.") from None
+            raise BadRequest(f"The form is malformed: {error.args[0]}.") from None
 
     def _begin(self, segment: MultipartSegment) -> None:
         self._segment = segment

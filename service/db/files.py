@@ -5,7 +5,7 @@ from datetime import datetime
 
 import asyncpg
 
-from service.db.pool import Connection
+from service.db.pool import Connection, refuse_unfit_name
 from service.errors import IsAFolder
 from service.model import BlobKey, File, FileId, Folder, UserId, VersionId
 
@@ -147,7 +147,8 @@ RETURNING id, is_folder
 async def insert_folder(conn: Connection, *, folder_id: FileId, user_id: UserId, parent_id: FileId,
                         name: str) -> tuple[FileId, bool]:
     """Make a folder; the id of what has that name now, and whether that is a folder."""
-    row = await conn.fetchrow(INSERT_FOLDER, folder_id, user_id, parent_id, name)
+    with refuse_unfit_name("path"):
+        row = await conn.fetchrow(INSERT_FOLDER, folder_id, user_id, parent_id, name)
     assert row is not None
     return FileId(row["id"]), row["is_folder"]
 
@@ -175,7 +176,8 @@ RETURNING id, head_id, created_at, updated_at
 async def claim_file(conn: Connection, *, file_id: FileId, user_id: UserId, parent_id: FileId, name: str,
                      version_id: VersionId, size_bytes: int) -> Claimed:
     """Make a file whose version follows in this transaction, or lock the one of that name; raise IsAFolder."""
-    row = await conn.fetchrow(CLAIM_FILE, file_id, user_id, parent_id, name, version_id, size_bytes)
+    with refuse_unfit_name("path"):
+        row = await conn.fetchrow(CLAIM_FILE, file_id, user_id, parent_id, name, version_id, size_bytes)
     if row is None:
         raise IsAFolder(field="path")
     return Claimed(id=FileId(row["id"]), head_id=VersionId(row["head_id"]), created_at=row["created_at"],

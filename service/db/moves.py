@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from service.db.pool import Connection
+from service.db.pool import Connection, refuse_unfit_name
 from service.errors import Conflict, NameTaken
 from service.model import BlobKey, FileId, UserId
 
@@ -29,7 +29,8 @@ WHERE id = $1
 async def update_place(conn: Connection, file_id: FileId, *, parent_id: FileId, name: str) -> None:
     """Give a file or folder another place; raise NameTaken."""
     try:
-        await conn.execute(UPDATE_PLACE, file_id, parent_id, name)
+        with refuse_unfit_name("to"):
+            await conn.execute(UPDATE_PLACE, file_id, parent_id, name)
     except asyncpg.UniqueViolationError:
         raise NameTaken(field="to") from None
 
@@ -77,7 +78,8 @@ async def copy_tree(conn: Connection, source_id: FileId, *, user_id: UserId, new
     Raises NameTaken, and Conflict if a blob was fenced meanwhile, which the foreign key of versions notices.
     """
     try:
-        row = await conn.fetchrow(COPY_TREE, source_id, new_id, parent_id, name, user_id, timeout=600)
+        with refuse_unfit_name("to"):
+            row = await conn.fetchrow(COPY_TREE, source_id, new_id, parent_id, name, user_id, timeout=600)
     except asyncpg.UniqueViolationError:
         raise NameTaken(field="to") from None
     except asyncpg.ForeignKeyViolationError:

@@ -1,14 +1,14 @@
 """Connections to PostgreSQL and transactions; what it means when they fail."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 import asyncpg.pool
 
-from service.errors import Unavailable
+from service.errors import InvalidField, InvalidPath, Unavailable
 
 if TYPE_CHECKING:  # the classes take no type arguments at run time
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -28,6 +28,23 @@ _LOST = (
     asyncpg.InternalClientError, ConnectionError, TimeoutError, OSError,
 )
 _RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+
+
+_UNFIT: dict[str | None, type[InvalidField]] = {"files_name_check": InvalidPath, "users_username_check": InvalidField}
+
+
+@contextmanager
+def refuse_unfit_name(field: str) -> Iterator[None]:
+    """Around a statement that stores a name: raise InvalidPath or InvalidField if PostgreSQL does not take it for NFC.
+
+    It was NFC by the Unicode of Python; PostgreSQL may know a newer or an older one.
+    """
+    try:
+        yield
+    except asyncpg.CheckViolationError as error:
+        if (kind := _UNFIT.get(error.constraint_name)) is None:
+            raise
+        raise kind("This name has characters that the database does not know in this order.", field=field) from None
 
 
 class Database:

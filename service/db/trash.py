@@ -5,7 +5,7 @@ from datetime import datetime
 
 import asyncpg
 
-from service.db.pool import Connection
+from service.db.pool import Connection, refuse_unfit_name
 from service.model import FileId, TrashItem, UserId
 
 SUM_TREE = """
@@ -109,7 +109,8 @@ WHERE id = $1
 
 async def update_restored(conn: Connection, file_id: FileId, *, parent_id: FileId, name: str) -> None:
     """Bring a locked item of the trash back; the name has to be free, which the tree's lock keeps so."""
-    await conn.execute(UPDATE_RESTORED, file_id, parent_id, name)
+    with refuse_unfit_name("to"):
+        await conn.execute(UPDATE_RESTORED, file_id, parent_id, name)
 
 
 LIST_EXPIRED_TRASH = """

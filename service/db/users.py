@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from service.db.pool import Connection
+from service.db.pool import Connection, refuse_unfit_name
 from service.errors import QuotaExceeded, Unauthenticated, UsernameTaken
 from service.model import Usage, User, UserId
 
@@ -16,7 +16,8 @@ async def insert_user(conn: Connection, *, user_id: UserId, username: str, passw
                       quota_bytes: int | None) -> User:
     """Add an account; raise UsernameTaken."""
     try:
-        created_at = await conn.fetchval(INSERT_USER, user_id, username, password_hash, quota_bytes)
+        with refuse_unfit_name("username"):
+            created_at = await conn.fetchval(INSERT_USER, user_id, username, password_hash, quota_bytes)
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == "users_username_key":
             raise UsernameTaken(field="username") from None
