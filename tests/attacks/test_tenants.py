@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import quote
 
 from service.api.routes import ROUTES
@@ -12,7 +13,21 @@ from tests.client import Api
 Other = Callable[[], Awaitable[Api]]
 
 # Routes that take no place: what they show is the caller's own, which is tested below.
-WITHOUT_PLACE = {"POST /auth/jwt/logout", "GET /auth/me", "GET /file/list", "GET /file/usage_memory"}
+WITHOUT_PLACE = {
+    "POST /auth/jwt/logout", "GET /auth/me", "GET /file/usage_memory", "DELETE /auth/me", "POST /auth/password",
+    "GET /auth/session", "DELETE /auth/session", "GET /auth/audit", "GET /file/trash", "GET /file/link",
+}
+# Routes that take a place, or an id, in a JSON body; {} is where it goes.
+BODIES: list[tuple[str, dict[str, object]]] = [
+    ("POST /file/move", {"from": "{}", "to": "/x"}), ("POST /file/move", {"from": "/mine", "to": "{}/x"}),
+    ("POST /file/copy", {"from": "{}", "to": "/x"}),
+    ("POST /file/copy", {"from": "{}", "to": "/mine", "overwrite": True}),
+    ("POST /file/batch", {"operations": [{"op": "delete", "path": "{}"}]}),
+    ("POST /file/batch", {"operations": [{"op": "copy", "from": "{}", "to": "/x"}]}),
+    ("POST /file/link", {"path": "{}"}), ("POST /file/link", {"path": "{}", "kind": "upload"}),
+    ("POST /file/sign", {"path": "{}", "expires_in": 60}),
+    ("POST /file/versions/restore", {"path": "{}", "version": 1}), ("POST /file/trash/restore", {"id": "{}"}),
+]
 # Each route that takes a place, with conditions and ranges: what is asked about a file may not tell that it is there.
 LINES: list[tuple[str, tuple[str, ...]]] = [
     ("GET /file/info", ()), ("GET /file/download", ()), ("HEAD /file/download", ()), ("GET /file/download/", ()),
@@ -23,6 +38,7 @@ LINES: list[tuple[str, tuple[str, ...]]] = [
     ("GET /file/download", ("If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT",)),
     ("DELETE /file", ()), ("DELETE /file", ("If-Match: {etag}",)), ("DELETE /file", ('If-Match: "x"',)),
     ("DELETE /file", ("If-None-Match: *",)),
+    ("GET /file/archive", ()), ("HEAD /file/archive", ()), ("GET /file/versions", ()), ("DELETE /file/versions", ()),
 ]
 
 
@@ -48,8 +64,66 @@ def _ask_twice(api: Api, line: str, headers: list[str], theirs: str, nothing: st
 
 def test_every_route_with_an_account_is_in_this_module() -> None:
     private = {f"{route.method} {route.path}" for route in ROUTES if not route.is_public}
-    covered = {line for line, _ in LINES} | {"PUT /file", "POST /file"} | WITHOUT_PLACE
-    assert private == covered - {"HEAD /file/download"}
+    covered = {line for line, _ in LINES} | {line for line, _ in BODIES} | WITHOUT_PLACE
+    # those below the tables, each in a test of its own; a new folder is always in the caller's own tree
+    covered |= {"PUT /file", "POST /file", "GET /file/list", "DELETE /file/trash", "DELETE /file/link/{id}",
+                "DELETE /auth/session/{id}", "POST /file/folder"}
+    assert private == {line for line in covered if not line.startswith("HEAD")}
+
+
+def _filled(value: object, place: str) -> object:
+    if isinstance(value, dict):
+        return {key: _filled(inner, place) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, place) for inner in value]
+    return value.replace("{}", place) if isinstance(value, str) else value
+
+
+async def _same(api: Api, method: str, path: str, other: str, **more: Any) -> None:
+    """Two requests that have to get the same refusal."""
+    answers = []
+    for where, place in ((path, "theirs"), (other, "nothing")):
+        reply = await api.call(method, where, **{key: value[place] for key, value in more.items()})
+        answers.append((reply.status, reply.body.replace(reply.headers["X-Request-Id"].encode(), b"ID")))
+    assert answers[0] == answers[1] and answers[0][0] == 404, (method, path, answers)
+
+
+async def test_another_accounts_ids_in_bodies_answer_like_ids_of_nothing(api: Api, other_account: Other) -> None:
+    victim = await other_account()
+    file = (await victim.put("/deep/secret.txt", b"secret")).json
+    folder = await victim.info("/deep")
+    await api.put("/mine", b"mine")
+    for found in (file["id"], folder["id"]):
+        for line, body in BODIES:
+            if "{}/x" in str(body):
+                continue  # an id is a place as a whole
+            method, _, path = line.partition(" ")
+            await _same(api, method, path, path,
+                        json={"theirs": _filled(body, found), "nothing": _filled(body, str(uuid.uuid4()))})
+    for line, body in BODIES[:-1]:
+        method, _, path = line.partition(" ")
+        if "{}/x" not in str(body):
+            await _same(api, method, path, path, json={"theirs": _filled(body, "/deep/secret.txt"),
+                                                       "nothing": _filled(body, "/none/nothing.txt")})
+    assert await victim.info("/deep/secret.txt") == file
+    assert [found["path"] for found in await api.list()] == ["/mine"]
+
+
+async def test_another_accounts_links_sessions_and_trash_are_not_there(api: Api, other_account: Other) -> None:
+    victim = await other_account()
+    file = (await victim.put("/secret.txt", b"secret")).json
+    link = (await victim.call("POST", "/file/link", json={"path": "/secret.txt"}, expect=201)).json
+    session = (await victim.call("GET", "/auth/session", expect=200)).json["sessions"][0]
+    await victim.delete("/secret.txt")
+    for address, found in (("/file/link/", link["id"]), ("/auth/session/", session["id"]),
+                           ("/file/trash?id=", file["id"])):
+        await _same(api, "DELETE", address + found, address + str(uuid.uuid4()))
+    await _same(api, "GET", f"/file/list?folder={file['id']}", f"/file/list?folder={uuid.uuid4()}")
+    assert (await api.call("GET", "/file/link", expect=200)).json["links"] == []
+    assert (await api.call("GET", "/file/trash", expect=200)).json["items"] == []
+    await victim.call("GET", "/auth/me", expect=200)
+    assert len((await victim.call("GET", "/file/link", expect=200)).json["links"]) == 1
+    assert len((await victim.call("GET", "/file/trash", expect=200)).json["items"]) == 1
 
 
 async def test_another_accounts_ids_answer_like_ids_of_nothing(api: Api, other_account: Other) -> None:
