@@ -145,7 +145,7 @@ async def nothing_stored(api: Api) -> AsyncIterator[None]:
     await until(lambda: files_on_disk(api.stack) == on_disk)  # nginx removes a spooled body after the answer
 
 
-async def converse(stack: Stack, *turns: tuple[bytes, str]) -> Reply:
+async def converse(stack: Stack, *turns: tuple[bytes, str], is_head: bool = False) -> Reply:
     """Speak HTTP by hand: send each piece, then wait until the text has come back; the final answer.
 
     An empty text does not wait.
@@ -158,7 +158,7 @@ async def converse(stack: Stack, *turns: tuple[bytes, str]) -> Reply:
             await writer.drain()
             while awaited.encode() not in received:
                 received += await _read(reader, received)
-        while (reply := _parse_answer(received)) is None:
+        while (reply := _parse_answer(received, is_head)) is None:
             received += await _read(reader, received)
     finally:
         writer.close()
@@ -171,13 +171,13 @@ async def _read(reader: asyncio.StreamReader, before: bytes) -> bytes:
     return piece
 
 
-def _parse_answer(received: bytes) -> Reply | None:
+def _parse_answer(received: bytes, is_head: bool) -> Reply | None:
     """The final answer, which has a Content-Length; None if there is more to come."""
     head, end, body = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     if not end:
         return None
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = CIMultiDict((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
-    if len(body) < int(headers["Content-Length"]):
+    if not is_head and len(body) < int(headers["Content-Length"]):
         return None
     return Reply(int(status.split()[1]), CIMultiDictProxy(headers), body)
