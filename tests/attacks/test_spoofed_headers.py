@@ -205,7 +205,10 @@ async def test_download_is_not_redirected_by_headers_of_the_client(api: Api) -> 
 
 
 async def test_host_of_the_client_appears_in_no_answer(api: Api) -> None:
-    for line in ("GET /docs", "GET /openapi.json", "GET /nowhere", "GET /file/list", "GET /file", "GET /auth/me"):
+    for line in ("GET /docs", "GET /openapi.json", "GET /nowhere", "GET /file/list", "GET /file", "GET /auth/me",
+                 "GET /auth", "GET /docs/", "GET /file/download", "GET /s", "GET /d", "GET /assets", "GET /metrics",
+                 "GET /_blobs", "GET /_refuse", "GET /_signed", "GET /auth/", "GET //", "GET /.", "GET /s/x",
+                 "GET /d/x"):
         with Wire(api.stack) as wire:
             wire.send(head(line, "Connection: close", token=api.token, host="evil.example"))
             for answer in wire.read_all():
