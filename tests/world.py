@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import asyncpg
@@ -32,20 +33,24 @@ SELECT path, sha256 FROM tree JOIN versions ON versions.id = head_id JOIN blobs 
 """
 
 
+if TYPE_CHECKING:  # the class takes no type arguments at run time
+    Observer = asyncpg.Pool[asyncpg.Record]
+else:
+    Observer = asyncpg.Pool
+
+
 class WatchedStore(LocalStore):
     """Looks into the database before each deletion: bytes whose row may still be referred to must never go (I6)."""
 
-    def __init__(self, root: Path, dsn: str) -> None:
+    def __init__(self, root: Path, observer: Observer) -> None:
         super().__init__(root)
         self.violations: list[BlobKey] = []
         self.deleted: list[BlobKey] = []
-        self._dsn = dsn
+        self._observer = observer
 
     async def delete(self, key: BlobKey) -> None:
         """Remove a placed blob, and note it if it was not fenced."""
-        connection = await asyncpg.connect(self._dsn)
-        is_fenced = await connection.fetchval("SELECT NOT referable FROM blobs WHERE id = $1", key)
-        await connection.close()
+        is_fenced = await self._observer.fetchval("SELECT NOT referable FROM blobs WHERE id = $1", key)
         if is_fenced is False:  # None: there is no such row, the upload was refused
             self.violations.append(key)
         self.deleted.append(key)
@@ -58,6 +63,7 @@ class World:
 
     dsn: str
     root: Path
+    observer: Observer
     database: Database
     store: WatchedStore
     limits: content.Limits
@@ -103,9 +109,7 @@ class World:
 
     async def listing(self, caller: Caller) -> dict[str, str]:
         """Every live file of the account with the digest of its content, as the rows have it."""
-        connection = await asyncpg.connect(self.dsn)
-        rows = await connection.fetch(LISTING, caller.user_id)
-        await connection.close()
+        rows = await self.observer.fetch(LISTING, caller.user_id)
         return {row["path"]: row["sha256"].hex() for row in rows}
 
     async def usage(self, caller: Caller) -> Usage:
@@ -128,16 +132,19 @@ Change = Callable[[World], None]
 async def open_world(dsn: str, root: Path, *, direct_dsn: str | None = None, pool_size: int = 10,
                      versions_keep: int = 0) -> AsyncIterator[World]:
     """Open everything on a migrated database; `direct_dsn` is for those who look on, if `dsn` leads over a detour."""
+    # connections of those who look on: what happens to the service's own does not happen to them
+    observer = await asyncpg.create_pool(direct_dsn or dsn, min_size=1, max_size=4)
     database = await Database.open(dsn, size=pool_size)
-    store = WatchedStore(root, direct_dsn or dsn)
+    store = WatchedStore(root, observer)
     async with database.connection() as conn:
         store.open(await get_epoch(conn))
     limits = content.Limits(max_upload_bytes=MAX_UPLOAD_BYTES, min_free_bytes=0, versions_keep=versions_keep)
-    world = World(direct_dsn or dsn, root, database, store, limits, Content(database, store, limits), Files(database),
-                  Housekeeping(database, store))
+    world = World(direct_dsn or dsn, root, observer, database, store, limits, Content(database, store, limits),
+                  Files(database), Housekeeping(database, store))
     try:
         yield world
         await world.content.drain()
     finally:
         await database.close()
+        await observer.close()
         store.close()

@@ -19,8 +19,8 @@ from service.run.postgres import EmbeddedPostgres
 MODULES = [importlib.import_module(f"service.db.{found.name}") for found in pkgutil.iter_modules(service.db.__path__)]
 QUERIES = [(module, name) for module in MODULES for name, value in vars(module).items()
            if name.isupper() and isinstance(value, str)]
-every_query = pytest.mark.parametrize(("module", "name"), QUERIES,
-                                      ids=[f"{module.__name__.rpartition('.')[2]}.{name}" for module, name in QUERIES])
+RUNS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "cursor", "copy_from_query", "prepare")
+IDS = [f"{module.__name__.rpartition('.')[2]}.{name}" for module, name in QUERIES]
 
 
 def test_there_are_queries_in_every_module_but_the_pool() -> None:
@@ -37,7 +37,7 @@ async def template(postgres: EmbeddedPostgres) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-@every_query
+@pytest.mark.parametrize(("module", "name"), QUERIES, ids=IDS)
 async def test_query_prepares(template: Connection, module: ModuleType, name: str) -> None:
     await template.prepare(getattr(module, name))
 
@@ -49,11 +49,17 @@ async def test_query_with_a_mistake_does_not_prepare(template: Connection, state
         await template.prepare(statement)
 
 
-@every_query
-def test_query_begins_with_its_purpose_and_is_one_statement(module: ModuleType, name: str) -> None:
-    lines = getattr(module, name).strip().splitlines()
-    assert re.fullmatch(r"-- \S.*", lines[0])
-    assert not any(";" in line.partition("--")[0] for line in lines)
+def test_every_query_begins_with_its_purpose_and_is_one_statement() -> None:
+    for module, name in QUERIES:
+        lines = getattr(module, name).strip().splitlines()
+        assert re.fullmatch(r"-- \S.*", lines[0]), name
+        assert not any(";" in line.partition("--")[0] for line in lines), name
+
+
+def test_parameters_of_every_query_are_numbered_without_a_gap() -> None:
+    for module, name in QUERIES:
+        numbers = {int(number) for number in re.findall(r"\$(\d+)", getattr(module, name))}
+        assert numbers == set(range(1, len(numbers) + 1)), name
 
 
 def names_in(code: CodeType) -> set[str]:
@@ -61,28 +67,19 @@ def names_in(code: CodeType) -> set[str]:
     return set(code.co_names).union(*(names_in(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
-@every_query
-def test_function_of_the_same_name_uses_the_query_and_nobody_else_does(module: ModuleType, name: str) -> None:
-    function = getattr(module, name.lower())
-    assert inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-    assert function.__doc__
-    assert next(iter(inspect.signature(function).parameters)) == "conn"
-    users = [found.__name__ for _, found in inspect.getmembers(module, inspect.isfunction)
-             if found.__module__ == module.__name__ and name in names_in(found.__code__)]
-    assert users == [name.lower()]
+def test_function_of_the_same_name_uses_the_query_and_nobody_else_does() -> None:
+    for module, name in QUERIES:
+        function = getattr(module, name.lower())
+        assert inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function), name
+        assert function.__doc__, name
+        assert next(iter(inspect.signature(function).parameters)) == "conn", name
+        users = [found.__name__ for _, found in inspect.getmembers(module, inspect.isfunction)
+                 if found.__module__ == module.__name__ and name in names_in(found.__code__)]
+        assert users == [name.lower()]
 
 
-@every_query
-def test_parameters_are_numbered_without_a_gap(module: ModuleType, name: str) -> None:
-    numbers = {int(number) for number in re.findall(r"\$(\d+)", getattr(module, name))}
-    assert numbers == set(range(1, len(numbers) + 1))
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.__name__))
-def test_no_statement_is_put_together_from_pieces(module: ModuleType) -> None:
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in (
-                "execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_from_query", "prepare"):
-            statement = node.args[0]
-            assert isinstance(statement, ast.Name | ast.Constant), f"line {node.lineno}"
+def test_no_statement_is_put_together_from_pieces() -> None:
+    for module in MODULES:
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RUNS:
+                assert isinstance(node.args[0], ast.Name | ast.Constant), f"{module.__name__}: {node.lineno}"

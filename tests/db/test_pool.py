@@ -9,16 +9,31 @@ import pytest
 from service.db import pool
 from service.db.pool import Connection, Database
 from service.errors import Conflict, Unavailable
+from service.run.postgres import EmbeddedPostgres
+from tests import databases
 
 SIZE = 3
+
+
+@pytest.fixture(scope="module")
+def shared_dsn(postgres: EmbeddedPostgres) -> str:
+    """A database for this file, with a table to play with."""
+    return databases.make_shared(postgres, "shared_by_pool")
+
+
+@pytest.fixture
+async def dsn(shared_dsn: str) -> str:
+    """The same, as it was at first."""
+    await databases.empty(shared_dsn)
+    return shared_dsn
 
 
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     """A pool of a few connections, and a table to play with."""
     connection = await asyncpg.connect(dsn)
-    await connection.execute("CREATE TABLE numbers (id integer PRIMARY KEY, value integer NOT NULL DEFAULT 0);"
-                             "INSERT INTO numbers VALUES (1), (2)")
+    await connection.execute("CREATE TABLE IF NOT EXISTS numbers (id integer PRIMARY KEY, value integer NOT NULL "
+                             "DEFAULT 0); INSERT INTO numbers VALUES (1), (2)")
     # a deadlock is looked for after a second by default
     await connection.execute("DO $$ BEGIN EXECUTE format("
                              "'ALTER DATABASE %I SET deadlock_timeout = ''20ms''', current_database()); END $$")

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 
 import service.db
@@ -48,7 +47,7 @@ class Failpoints:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, world: World) -> None:
         self._seen: Counter[str] = Counter()
         self._armed: dict[Point, Action] = {}
-        self._dsn = world.dsn
+        self._observer = world.observer
         self.was_hit = False
         for found in pkgutil.iter_modules(service.db.__path__):
             module = importlib.import_module(f"service.db.{found.name}")
@@ -93,9 +92,7 @@ class Failpoints:
 
     async def end_backend(self, conn: Any) -> None:
         """The server ends this very connection, as an administrator or a crash does, before the next statement."""
-        admin = await asyncpg.connect(self._dsn)
-        assert await admin.fetchval("SELECT pg_terminate_backend($1, 10000)", conn.get_server_pid())
-        await admin.close()
+        assert await self._observer.fetchval("SELECT pg_terminate_backend($1, 10000)", conn.get_server_pid())
 
     @asynccontextmanager
     async def paused(self, point: Point | str, work: Awaitable[Any]) -> "AsyncIterator[asyncio.Task[Any]]":

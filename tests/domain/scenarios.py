@@ -120,9 +120,8 @@ async def uploads_at_the_edge_of_the_quota(world: World, failpoints: Failpoints)
 
 async def refer_again(world: World, caller: Caller, file: File, blob: File) -> bool:
     """Make the blob of a version that is gone a former version of a file, as a copy would; whether that could be."""
-    connection = await asyncpg.connect(world.dsn)
     try:
-        async with connection.transaction():
+        async with world.observer.acquire() as connection, connection.transaction():
             await connection.execute(
                 "INSERT INTO versions (id, file_id, number, blob_id, blob_bytes, content_type, replaced_at) "
                 "VALUES ($1, $2, 0 + (SELECT min(number) - 1 FROM versions WHERE file_id = $2), $3, $4, 'x/y', now())",
@@ -132,8 +131,6 @@ async def refer_again(world: World, caller: Caller, file: File, blob: File) -> b
     except asyncpg.ForeignKeyViolationError as error:
         assert error.constraint_name == "versions_blob_id_fkey"
         return False
-    finally:
-        await connection.close()
     return True
 
 

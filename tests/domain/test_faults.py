@@ -49,11 +49,12 @@ async def test_backend_ended_just_before_the_commit_changes_nothing(world: World
     await check_all(world.dsn, world.root, strays=1)
 
 
-async def fill(world: World) -> Caller:
+async def fill(world: World, path: str = "/folder") -> Caller:
     """An account with something to delete."""
     caller = await world.new_caller()
-    for path in ("/file", "/folder/one", "/folder/below/two"):
-        await world.put(caller, path, OLD)
+    for found in ("/file", "/folder/one", "/folder/below/two"):
+        if found.startswith(path) or found == "/folder/one":
+            await world.put(caller, found, OLD)
     return caller
 
 
@@ -62,14 +63,14 @@ async def fill(world: World) -> Caller:
 @pytest.mark.parametrize("path", ["/file", "/folder"])
 async def test_fault_at_any_step_of_a_deletion_changes_nothing_or_all(
         world: World, failpoints: Failpoints, kind: str, permanent: bool, path: str) -> None:
-    probe = await fill(world)
+    probe = await fill(world, path)
     full = await world.usage(probe)
     failpoints.reset()
     await world.files.delete(probe, split_path(path), permanent=permanent)
     points = failpoints.passed()
     done = await world.listing(probe), await world.usage(probe)
     for point in points:
-        caller = await fill(world)
+        caller = await fill(world, path)
         nothing_done = await world.listing(caller), full
         failpoints.reset()
         failpoints.arm(point, action_of(kind, failpoints))
@@ -116,6 +117,7 @@ async def test_blob_that_cannot_be_removed_does_not_keep_the_others(
         world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad sector must not end the removal of everything that was deleted after it."""
     caller = await fill(world)
+    await world.put(caller, "/file", OLD)
     stuck = (await world.content.deliver(caller, ("file",))).key
     await world.delete(caller, "/file")
     await world.delete(caller, "/folder")

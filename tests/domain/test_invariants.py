@@ -1,13 +1,34 @@
 """The checks of the invariants are checked: each finds the damage that it is there for."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
+import psycopg
 import pytest
 
 from service.model import BlobKey
+from service.run.postgres import EmbeddedPostgres
+from tests import databases
 from tests.invariants import check_all
-from tests.world import World
+from tests.world import World, open_world
+
+
+@pytest.fixture
+async def world(own_dsn: str, tmp_path: Path) -> AsyncIterator[World]:
+    """A world of its own, since it will be damaged."""
+    async with open_world(own_dsn, tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def own_dsn(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A database that nobody will use again."""
+    name = f"damaged_{uuid4().hex}"
+    yield databases.make_shared(postgres, name)
+    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -77,10 +98,8 @@ async def test_damage_to_the_disk_is_found(healthy: World, damage: str, found: s
 async def test_damage_to_the_database_is_found(healthy: World, statement: str, found: str) -> None:
     connection = await asyncpg.connect(healthy.dsn)
     await connection.execute("SET session_replication_role = replica")  # no foreign key may come to the rescue
-    for name in ("files_parent_id_check", "users_files_bytes_check"):
-        table = name.partition("_")[0]
-        await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")
-    await connection.execute("ALTER TABLE files DROP CONSTRAINT files_name_check")
+    await connection.execute("ALTER TABLE files DROP CONSTRAINT files_parent_id_check, "
+                             "DROP CONSTRAINT files_name_check")
     await connection.execute("DROP INDEX files_parent_id_name_key")
     await connection.execute(statement)
     await connection.close()

@@ -35,9 +35,26 @@ class Spool:
         return file
 
 
+@pytest.fixture(scope="session")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root for many tests: making and removing its 256 folders each time would take longer than they do."""
+    return tmp_path_factory.mktemp("storage") / "data"
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The data root."""
+def root(shared_root: Path) -> Path:
+    """The data root, empty but for folders that may be there."""
+    for path in sorted(shared_root.rglob("*"), reverse=True):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink()
+        elif "spool" in path.relative_to(shared_root).parts[:-1]:
+            path.rmdir()
+    return shared_root
+
+
+@pytest.fixture
+def fresh_root(tmp_path: Path) -> Path:
+    """A data root that is not there yet."""
     return tmp_path / "data"
 
 

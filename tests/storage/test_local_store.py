@@ -321,11 +321,12 @@ async def test_open_blob_can_be_read_to_its_end_after_its_deletion(store: LocalS
 
 # --- the folders, the marker ---
 
-def test_all_folders_are_there_from_the_first_start(store: LocalStore, root: Path) -> None:
-    assert sorted(folder.name for folder in (root / "blobs").iterdir()) == [f"{n:02x}" for n in range(256)]
-    for folder in (root, root / "blobs", root / "staging", root / "spool", root / "blobs" / "00"):
-        assert folder.stat().st_mode & 0o777 == 0o700
-    assert (root / "MARKER").read_text(encoding="ascii") == f"{EPOCH}\n"
+def test_all_folders_are_there_from_the_first_start(fresh_root: Path) -> None:
+    LocalStore(fresh_root).open(EPOCH)
+    assert sorted(folder.name for folder in (fresh_root / "blobs").iterdir()) == [f"{n:02x}" for n in range(256)]
+    for name in ("", "blobs", "staging", "spool", "blobs/00", "blobs/ff"):
+        assert (fresh_root / name).stat().st_mode & 0o777 == 0o700
+    assert (fresh_root / "MARKER").read_text(encoding="ascii") == f"{EPOCH}\n"
 
 
 async def test_start_after_a_crash_deletes_nothing_and_works(store: LocalStore, spool: Spool, root: Path) -> None:
@@ -359,14 +360,14 @@ def test_damaged_marker_is_refused_whatever_the_database(store: LocalStore, root
     assert (root / "MARKER").read_bytes() == content
 
 
-def test_workers_that_start_at_once_agree_on_the_marker(root: Path) -> None:
+def test_workers_that_start_at_once_agree_on_the_marker(fresh_root: Path) -> None:
     epochs = [EPOCH, uuid4()] * 6
     begin = threading.Barrier(len(epochs))
 
     def start(epoch: UUID) -> UUID | None:
         begin.wait()
         try:
-            LocalStore(root).open(epoch)
+            LocalStore(fresh_root).open(epoch)
         except StoreError:
             return None
         return epoch
@@ -374,8 +375,8 @@ def test_workers_that_start_at_once_agree_on_the_marker(root: Path) -> None:
     with ThreadPoolExecutor(len(epochs)) as threads:
         outcomes = [outcome for outcome in threads.map(start, epochs) if outcome is not None]
     assert len(set(outcomes)) == 1 and len(outcomes) == 6
-    assert (root / "MARKER").read_text(encoding="ascii") == f"{outcomes[0]}\n"
-    assert sorted(entry.name for entry in root.iterdir()) == ["MARKER", "blobs", "spool", "staging"]
+    assert (fresh_root / "MARKER").read_text(encoding="ascii") == f"{outcomes[0]}\n"
+    assert sorted(entry.name for entry in fresh_root.iterdir()) == ["MARKER", "blobs", "spool", "staging"]
 
 
 def test_folders_on_two_file_systems_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from service.api.delivery import MAX_RANGES, content_type, disposition, entity_t
 from service.errors import InvalidPath
 from service.names import check_name
 
-any_number = settings(deadline=None, max_examples=500)
+any_number = settings(deadline=None, max_examples=200)
 
 
 def is_name(text: str) -> bool:
