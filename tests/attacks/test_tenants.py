@@ -2,44 +2,82 @@
 
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from service.api.routes import ROUTES
 from tests.attacks import disk
 from tests.attacks.wire import Answer, ask, form, part, request, upload_form
-from tests.client import Api
+from tests.client import PASSWORD, Api
 
 Other = Callable[[], Awaitable[Api]]
 
-# Routes that take no place: what they show is the caller's own, which is tested below.
-WITHOUT_PLACE = {
-    "POST /auth/jwt/logout", "GET /auth/me", "GET /file/usage_memory", "DELETE /auth/me", "POST /auth/password",
-    "GET /auth/session", "DELETE /auth/session", "GET /auth/audit", "GET /file/trash", "GET /file/link",
-}
-# Routes that take a place, or an id, in a JSON body; {} is where it goes.
-BODIES: list[tuple[str, dict[str, object]]] = [
-    ("POST /file/move", {"from": "{}", "to": "/x"}), ("POST /file/move", {"from": "/mine", "to": "{}/x"}),
-    ("POST /file/copy", {"from": "{}", "to": "/x"}),
-    ("POST /file/copy", {"from": "{}", "to": "/mine", "overwrite": True}),
-    ("POST /file/batch", {"operations": [{"op": "delete", "path": "{}"}]}),
-    ("POST /file/batch", {"operations": [{"op": "copy", "from": "{}", "to": "/x"}]}),
-    ("POST /file/link", {"path": "{}"}), ("POST /file/link", {"path": "{}", "kind": "upload"}),
-    ("POST /file/sign", {"path": "{}", "expires_in": 60}),
-    ("POST /file/versions/restore", {"path": "{}", "version": 1}), ("POST /file/trash/restore", {"id": "{}"}),
+# Routes that take nothing of another account's: what they show or change is the caller's own, which is tested below.
+OWN = {"POST /auth/jwt/logout", "GET /auth/me", "DELETE /auth/me", "POST /auth/password", "GET /auth/session",
+       "DELETE /auth/session", "GET /auth/audit", "GET /file/usage_memory", "GET /file/trash"}
+# Each route that takes a path or an id in its address, with what may be asked about a file: nothing may tell that it is
+# there.
+BY_ADDRESS: list[tuple[str, str, tuple[str, ...]]] = [
+    ("GET /file/info", "?path={0}", ()), ("GET /file/list", "?folder={0}", ()),
+    ("GET /file/list", "?folder={0}&recursive=true&limit=5", ()), ("GET /file/archive", "?path={0}", ()),
+    ("GET /file/versions", "?path={0}", ()), ("DELETE /file/versions", "?path={0}", ()),
+    ("DELETE /file/versions", "?path={0}&version=1", ()), ("GET /file/link", "?path={0}", ()),
+    ("GET /file/download", "?path={0}", ()), ("HEAD /file/download", "?path={0}", ()),
+    ("GET /file/download/", "?path={0}", ()), ("GET /file/download", "?path={0}&version=1", ()),
+    *(("GET /file/download", "?path={0}", (header,)) for header in (
+        "Range: bytes=0-0", "Range: bytes=999-", "If-None-Match: {etag}", "If-None-Match: *", "If-Match: {etag}",
+        'If-Match: "x"', "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT",
+        "If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT")),
+    ("DELETE /file", "?path={0}", ()), ("DELETE /file", "?path={0}&permanent=true", ()),
+    *(("DELETE /file", "?path={0}", (header,)) for header in ("If-Match: {etag}", 'If-Match: "x"', "If-None-Match: *")),
 ]
-# Each route that takes a place, with conditions and ranges: what is asked about a file may not tell that it is there.
-LINES: list[tuple[str, tuple[str, ...]]] = [
-    ("GET /file/info", ()), ("GET /file/download", ()), ("HEAD /file/download", ()), ("GET /file/download/", ()),
-    ("GET /file/download", ("Range: bytes=0-0",)), ("GET /file/download", ("Range: bytes=999-",)),
-    ("GET /file/download", ("If-None-Match: {etag}",)), ("GET /file/download", ("If-None-Match: *",)),
-    ("GET /file/download", ("If-Match: {etag}",)), ("GET /file/download", ('If-Match: "x"',)),
-    ("GET /file/download", ("If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT",)),
-    ("GET /file/download", ("If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT",)),
-    ("DELETE /file", ()), ("DELETE /file", ("If-Match: {etag}",)), ("DELETE /file", ('If-Match: "x"',)),
-    ("DELETE /file", ("If-None-Match: *",)),
-    ("GET /file/archive", ()), ("HEAD /file/archive", ()), ("GET /file/versions", ()), ("DELETE /file/versions", ()),
+# Each route that takes one in JSON.
+BY_JSON: list[tuple[str, str]] = [
+    ("POST /file/folder", '{"path": "%s"}'), ("POST /file/move", '{"from": "%s", "to": "/mine"}'),
+    ("POST /file/move", '{"from": "/own", "to": "%s"}'), ("POST /file/copy", '{"from": "%s", "to": "/mine"}'),
+    ("POST /file/copy", '{"from": "/own", "to": "%s", "overwrite": true}'),
+    ("POST /file/batch", '{"operations": [{"op": "delete", "path": "%s"}]}'),
+    ("POST /file/batch", '{"operations": [{"op": "copy", "from": "%s", "to": "/mine"}]}'),
+    ("POST /file/batch", '{"operations": [{"op": "move", "from": "/own", "to": "%s", "overwrite": true}]}'),
+    ("POST /file/versions/restore", '{"path": "%s", "version": 1}'), ("POST /file/link", '{"path": "%s"}'),
+    ("POST /file/link", '{"path": "%s", "kind": "upload"}'), ("POST /file/sign", '{"path": "%s", "expires_in": 60}'),
 ]
+# And each that takes the id of something else: what is in the trash, a link, a session.
+BY_OTHER_ID: list[tuple[str, str, str]] = [
+    ("POST /file/trash/restore", "", '{"id": "%s"}'), ("POST /file/trash/restore", "", '{"id": "%s", "to": "/mine"}'),
+    ("DELETE /file/trash", "?id={0}", ""), ("DELETE /file/link/{id}", "", ""), ("DELETE /auth/session/{id}", "", ""),
+]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """An account with one of each thing that has an id."""
+
+    api: Api
+    file: dict[str, str]
+    ids: list[str]  # of a file, a folder and the root folder
+    other_ids: list[str]  # of something in the trash, a link and a session
+
+    @classmethod
+    async def make(cls, api: Api) -> "Victim":
+        """Give the account something to lose."""
+        await api.put("/deep/in/secret.txt", b"former")
+        file = (await api.put("/deep/in/secret.txt", b"secret", expect=200)).json
+        trashed = (await api.put("/trashed", b"trashed")).json["id"]
+        await api.delete("/trashed")
+        link = (await api.call("POST", "/file/link", json={"path": "/deep"}, expect=201)).json["id"]
+        root = (await api.call("GET", "/auth/me", expect=200)).json["id"]
+        (session,) = (await api.call("GET", "/auth/session", expect=200)).json["sessions"]
+        return cls(api, file, [file["id"], (await api.info("/deep"))["id"], root], [trashed, link, session["id"]])
+
+    async def state(self) -> object:
+        """All that another account must not change."""
+        links = (await self.api.call("GET", "/file/link", expect=200)).json["links"]
+        trash = (await self.api.call("GET", "/file/trash", expect=200)).json["items"]
+        sessions = (await self.api.call("GET", "/auth/session", expect=200)).json["sessions"]
+        versions = (await self.api.call("GET", f"/file/versions?path={self.file['id']}", expect=200)).json
+        return (await self.api.list(), await self.api.usage(), links, trash, versions, len(sessions),
+                (await self.api.get("/deep/in/secret.txt")).body)
 
 
 def _without_what_differs(answer: Answer) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -49,105 +87,64 @@ def _without_what_differs(answer: Answer) -> tuple[int, list[tuple[str, str]], b
     return answer.status, headers, answer.body.replace(request_id.encode(), b"ID")
 
 
-def _assert_same(answers: tuple[Answer, Answer], what: object) -> None:
-    theirs, nothing = answers
-    assert _without_what_differs(theirs) == _without_what_differs(nothing), what
-    assert theirs.status in (404, 412), (what, theirs)
-
-
-def _ask_twice(api: Api, line: str, headers: list[str], theirs: str, nothing: str) -> tuple[Answer, Answer]:
-    method = line.partition(" ")[0]
-    one, other = (ask(api.stack, request(f"{line}?path={place}", *headers, token=api.token), method=method)
-                  for place in (theirs, nothing))
-    return one, other
+def _assert_same(api: Api, theirs: bytes, nothing: bytes, method: str = "GET") -> None:
+    """What is another account's and what is nothing: two refusals that nobody can tell apart."""
+    one, other = (ask(api.stack, shot, method=method) for shot in (theirs, nothing))
+    assert _without_what_differs(one) == _without_what_differs(other), theirs
+    assert one.status in (404, 409, 412, 422), (theirs, one)
 
 
 def test_every_route_with_an_account_is_in_this_module() -> None:
+    """A new route has to be added above, or it is one that nobody has attacked."""
     private = {f"{route.method} {route.path}" for route in ROUTES if not route.is_public}
-    covered = {line for line, _ in LINES} | {line for line, _ in BODIES} | WITHOUT_PLACE
-    # those below the tables, each in a test of its own; a new folder is always in the caller's own tree
-    covered |= {"PUT /file", "POST /file", "GET /file/list", "DELETE /file/trash", "DELETE /file/link/{id}",
-                "DELETE /auth/session/{id}", "POST /file/folder"}
-    assert private == {line for line in covered if not line.startswith("HEAD")}
+    covered = {case[0] for table in (BY_ADDRESS, BY_JSON, BY_OTHER_ID) for case in table} | OWN
+    assert private == covered - {"HEAD /file/download"} | {"PUT /file", "POST /file"}
 
 
-def _filled(value: object, place: str) -> object:
-    if isinstance(value, dict):
-        return {key: _filled(inner, place) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_filled(inner, place) for inner in value]
-    return value.replace("{}", place) if isinstance(value, str) else value
+def _by_address(api: Api, line: str, query: str, headers: list[str], place: str) -> bytes:
+    return request(f"{line.replace('{id}', place)}{query.format(place)}", *headers, token=api.token)
 
 
-async def _same(api: Api, method: str, path: str, other: str, **more: Any) -> None:
-    """Two requests that have to get the same refusal."""
-    answers = []
-    for where, place in ((path, "theirs"), (other, "nothing")):
-        reply = await api.call(method, where, **{key: value[place] for key, value in more.items()})
-        answers.append((reply.status, reply.body.replace(reply.headers["X-Request-Id"].encode(), b"ID")))
-    assert answers[0] == answers[1] and answers[0][0] == 404, (method, path, answers)
-
-
-async def test_another_accounts_ids_in_bodies_answer_like_ids_of_nothing(api: Api, other_account: Other) -> None:
-    victim = await other_account()
-    file = (await victim.put("/deep/secret.txt", b"secret")).json
-    folder = await victim.info("/deep")
-    await api.put("/mine", b"mine")
-    for found in (file["id"], folder["id"]):
-        for line, body in BODIES:
-            if "{}/x" in str(body):
-                continue  # an id is a place as a whole
-            method, _, path = line.partition(" ")
-            await _same(api, method, path, path,
-                        json={"theirs": _filled(body, found), "nothing": _filled(body, str(uuid.uuid4()))})
-    for line, body in BODIES[:-1]:
-        method, _, path = line.partition(" ")
-        if "{}/x" not in str(body):
-            await _same(api, method, path, path, json={"theirs": _filled(body, "/deep/secret.txt"),
-                                                       "nothing": _filled(body, "/none/nothing.txt")})
-    assert await victim.info("/deep/secret.txt") == file
-    assert [found["path"] for found in await api.list()] == ["/mine"]
-
-
-async def test_another_accounts_links_sessions_and_trash_are_not_there(api: Api, other_account: Other) -> None:
-    victim = await other_account()
-    file = (await victim.put("/secret.txt", b"secret")).json
-    link = (await victim.call("POST", "/file/link", json={"path": "/secret.txt"}, expect=201)).json
-    session = (await victim.call("GET", "/auth/session", expect=200)).json["sessions"][0]
-    await victim.delete("/secret.txt")
-    for address, found in (("/file/link/", link["id"]), ("/auth/session/", session["id"]),
-                           ("/file/trash?id=", file["id"])):
-        await _same(api, "DELETE", address + found, address + str(uuid.uuid4()))
-    await _same(api, "GET", f"/file/list?folder={file['id']}", f"/file/list?folder={uuid.uuid4()}")
-    assert (await api.call("GET", "/file/link", expect=200)).json["links"] == []
-    assert (await api.call("GET", "/file/trash", expect=200)).json["items"] == []
-    await victim.call("GET", "/auth/me", expect=200)
-    assert len((await victim.call("GET", "/file/link", expect=200)).json["links"]) == 1
-    assert len((await victim.call("GET", "/file/trash", expect=200)).json["items"]) == 1
+def _by_json(api: Api, line: str, body: str, place: str) -> bytes:
+    return request(line, "Content-Type: application/json", token=api.token, body=(body % place).encode())
 
 
 async def test_another_accounts_ids_answer_like_ids_of_nothing(api: Api, other_account: Other) -> None:
-    victim = await other_account()
-    file = (await victim.put("/deep/in/secret.txt", b"secret")).json
-    folder = await victim.info("/deep")
-    root = (await victim.call("GET", "/auth/me", expect=200)).json["id"]
-    for found in (file["id"], folder["id"], root):
-        for line, headers in LINES:
-            sent = [header.format(etag=file["etag"]) for header in headers]
-            _assert_same(_ask_twice(api, line, sent, found, str(uuid.uuid4())), (line, headers, found))
-    assert (await victim.info("/deep/in/secret.txt")) == file
-    assert (await victim.get("/deep/in/secret.txt")).body == b"secret"
+    victim = await Victim.make(await other_account())
+    before = await victim.state()
+    await api.put("/own", b"mine")
+    for found in victim.ids + victim.other_ids:
+        nothing = str(uuid.uuid4())
+        for line, query, headers in BY_ADDRESS:
+            sent = [header.format(etag=victim.file["etag"]) for header in headers]
+            _assert_same(api, _by_address(api, line, query, sent, found), _by_address(api, line, query, sent, nothing),
+                         line.partition(" ")[0])
+        for line, body in BY_JSON:
+            _assert_same(api, _by_json(api, line, body, found), _by_json(api, line, body, nothing))
+        for line, query, body in BY_OTHER_ID:
+            if body:
+                _assert_same(api, _by_json(api, line, body, found), _by_json(api, line, body, nothing))
+            else:
+                _assert_same(api, _by_address(api, line, query, [], found), _by_address(api, line, query, [], nothing))
+    assert await victim.state() == before
+    assert [file["path"] for file in await api.list()] == ["/own"]
+    assert (await api.get("/own")).body == b"mine"
 
 
 async def test_another_accounts_paths_answer_like_paths_of_nothing(api: Api, other_account: Other) -> None:
-    victim = await other_account()
-    file = (await victim.put("/deep/in/secret.txt", b"secret")).json
-    for line, headers in LINES:
-        sent = [header.format(etag=file["etag"]) for header in headers]
-        for path, nothing in (("/deep/in/secret.txt", "/deep/in/nothing.txt"), ("/deep", "/none"),
-                              ("/deep/in/", "/no/ne/")):
-            _assert_same(_ask_twice(api, line, sent, path, nothing), (line, headers, path))
-    assert (await victim.info("/deep/in/secret.txt")) == file
+    victim = await Victim.make(await other_account())
+    before = await victim.state()
+    for path, nothing in (("/deep/in/secret.txt", "/deep/in/nothing.txt"), ("/deep", "/none"), ("/deep/in/", "/no/ne/"),
+                          ("/trashed", "/nothing")):
+        for line, query, headers in BY_ADDRESS:
+            sent = [header.format(etag=victim.file["etag"]) for header in headers]
+            _assert_same(api, _by_address(api, line, query, sent, path), _by_address(api, line, query, sent, nothing),
+                         line.partition(" ")[0])
+        for line, body in BY_JSON:
+            if line != "POST /file/folder":  # where it is free, everybody may make one
+                _assert_same(api, _by_json(api, line, body, path), _by_json(api, line, body, nothing))
+    assert await victim.state() == before
+    assert await api.list() == []
 
 
 def _uploads_to(place: str, headers: tuple[str, ...], token: str) -> list[bytes]:
@@ -164,17 +161,14 @@ def _uploads_to(place: str, headers: tuple[str, ...], token: str) -> list[bytes]
 
 
 async def test_uploads_to_another_accounts_ids_answer_like_ids_of_nothing(api: Api, other_account: Other) -> None:
-    victim = await other_account()
-    file = (await victim.put("/deep/secret.txt", b"secret")).json
-    folder = await victim.info("/deep")
-    root = (await victim.call("GET", "/auth/me", expect=200)).json["id"]
-    for found in (file["id"], folder["id"], root):
-        for headers in ((), (f"If-Match: {file['etag']}",), ("If-None-Match: *",), ("If-Match: *",)):
+    victim = await Victim.make(await other_account())
+    before = await victim.state()
+    for found in victim.ids:
+        for headers in ((), (f"If-Match: {victim.file['etag']}",), ("If-None-Match: *",), ("If-Match: *",)):
             theirs, nothing = (_uploads_to(place, headers, api.token) for place in (found, str(uuid.uuid4())))
-            for number, (one, other) in enumerate(zip(theirs, nothing, strict=True)):
-                _assert_same((ask(api.stack, one), ask(api.stack, other)), (found, headers, number))
-    assert await victim.info("/deep/secret.txt") == file
-    assert (await victim.get(file["id"])).body == b"secret"
+            for one, other in zip(theirs, nothing, strict=True):
+                _assert_same(api, one, other)
+    assert await victim.state() == before
     assert await api.list() == []
     assert (await api.usage())["files"] == 0
     disk.settle(api.stack)
@@ -204,13 +198,30 @@ async def test_a_prefix_of_a_name_is_not_its_folder(api: Api) -> None:
     assert (await api.get("/a/x", expect=404)).code == "not_found"
 
 
-async def test_list_usage_and_me_show_the_caller_alone(api: Api, other_account: Other) -> None:
-    other = await other_account()
-    await other.put("/theirs", b"12345")
+async def test_what_is_shown_is_the_callers_alone(api: Api, other_account: Other) -> None:
+    other = (await Victim.make(await other_account())).api
     for extra in ("", f"?user={other.username}", f"?user_id={uuid.uuid4()}", f"?username={quote(other.username)}"):
         assert (await api.call("GET", f"/file/list{extra}", expect=200)).json["files"] == []
         assert (await api.call("GET", f"/file/usage_memory{extra}", expect=200)).json["files"] == 0
         assert (await api.call("GET", f"/auth/me{extra}", expect=200)).json["username"] == api.username
+        assert (await api.call("GET", f"/file/trash{extra}", expect=200)).json["items"] == []
+        assert (await api.call("GET", f"/file/link{extra}", expect=200)).json["links"] == []
+        assert len((await api.call("GET", f"/auth/session{extra}", expect=200)).json["sessions"]) == 1
+        audit = (await api.call("GET", f"/auth/audit{extra}", expect=200)).body
+        assert b"secret" not in audit and b"trashed" not in audit and other.username.encode() not in audit
+
+
+async def test_what_is_emptied_or_ended_is_the_callers_alone(api: Api, other_account: Other) -> None:
+    victim = await Victim.make(await other_account())
+    before = await victim.state()
+    await api.put("/mine", b"mine")
+    await api.delete("/mine")
+    await api.call("DELETE", "/file/trash", expect=204)
+    await api.call("DELETE", "/auth/session?all=true", expect=204)
+    assert await victim.state() == before
+    another = await other_account()
+    await another.call("DELETE", "/auth/me", json={"password": PASSWORD})
+    assert await victim.state() == before
 
 
 async def test_a_token_of_one_account_with_headers_of_another_is_still_the_one(api: Api, other_account: Other) -> None:
