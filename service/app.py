@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -133,12 +134,20 @@ async def _sample(database: Database) -> None:
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
+# JSON leaves these as they are; a terminal obeys some of them, and some readers begin a line at others
+_UNPRINTABLE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
+
+
+def _to_line(entry: object, default: Callable[[object], object] | None = None) -> bytes:
+    return _UNPRINTABLE.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), orjson.dumps(entry, default=default))
+
+
 def configure_logs(level: str) -> None:
     """Log lines are JSON objects on standard error."""
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"),
-                    structlog.processors.format_exc_info, structlog.processors.JSONRenderer(orjson.dumps)],
+                    structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_line)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer), cache_logger_on_first_use=True)
     # what libraries have to say

@@ -46,12 +46,25 @@ class Domain:
     versions: Versions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """What was asked for, and what came of it."""
+
+    name: str
+    method: str
+    status: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Trace:
-    """What the log line of a request says; handlers add to `fields` and never put a secret there."""
+    """What the log line of a request says; handlers add to `fields` and never put a secret there.
+
+    `instead`: the action to name, where the request was only a question about another one.
+    """
 
     request_id: str
     fields: dict[str, Any] = field(default_factory=dict)
+    instead: Action | None = None
 
 
 DOMAIN = web.AppKey("DOMAIN", Domain)

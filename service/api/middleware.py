@@ -10,7 +10,7 @@ from service import errors, metrics
 from service.api import body
 from service.api.auth import address, authenticate
 from service.api.errors import from_aiohttp, render
-from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Trace
+from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Action, Trace
 from service.api.protocol import SERVER
 from service.api.routes import PUBLIC_HANDLERS
 from service.domain import audit
@@ -103,10 +103,11 @@ def _render(error: Exception, trace: Trace) -> web.Response:
 
 
 def _log(request: web.Request, response: web.StreamResponse, trace: Trace, seconds: float) -> None:
-    action = getattr(request.match_info.handler, "__name__", "unknown")
+    action = trace.instead or Action(name=getattr(request.match_info.handler, "__name__", "unknown"),
+                                     method=request.method, status=response.status)
     caller = request.get(CALLER)
-    write = log.warning if response.status >= 500 else log.debug if action in QUIET else log.info
-    write(action, method=request.method, status=response.status, duration_ms=round(seconds * 1000, 2),
+    write = log.warning if action.status >= 500 else log.debug if action.name in QUIET else log.info
+    write(action.name, method=action.method, status=action.status, duration_ms=round(seconds * 1000, 2),
           user=str(caller.user_id) if caller else None, request_id=trace.request_id, **trace.fields)
 
 

@@ -30,6 +30,8 @@ async def admit_upload(request: web.Request, who: Caller, method: str, address: 
     body.check_head(request)
     announced = body.announced_bytes(request)
     text = read_query(address).get("path")
+    if text:
+        request[TRACE].fields["path"] = text
     if method == "PUT":
         if not text:
             raise InvalidField("This parameter is needed.", field="path")

@@ -4,11 +4,13 @@ from aiohttp import web
 
 from service.api.auth import authenticate
 from service.api.body import announced_bytes
-from service.api.errors import render_refusal
-from service.api.keys import BEHIND_NGINX, TRACE
+from service.api.errors import render_refusal, status_of
+from service.api.keys import BEHIND_NGINX, CALLER, TRACE, Action, Trace
 from service.api.rest.files import admit_upload
 from service.api.rest.links import admit_link_upload
 from service.errors import BadRequest, NotFound, ServiceError
+
+_ACTIONS = {"PUT": "upload_bytes", "POST": "upload_form", "DELETE": "delete_file"}  # the handlers' names
 
 
 async def ask_preflight(request: web.Request) -> web.StreamResponse:
@@ -21,11 +23,21 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
         if address.startswith("/s/"):
             await admit_link_upload(request, address)
         else:
-            who = await authenticate(request)
+            who = request[CALLER] = await authenticate(request)
             if method in ("PUT", "POST"):
                 await admit_upload(request, who, method, address)
             elif announced_bytes(request) != 0:
                 raise BadRequest("This method takes no body here.")  # or nginx would spool it, whatever the quota is
     except ServiceError as error:
+        _note(request[TRACE], error, method, address)
         return render_refusal(error, request[TRACE].request_id)
     return web.Response(status=204)
+
+
+def _note(trace: Trace, error: ServiceError, method: str, address: str) -> None:
+    """Nobody else will see the request that is refused here, so its log line is this one's."""
+    name = "upload_through_link" if address.startswith("/s/") else _ACTIONS.get(method, "unknown")
+    trace.instead = Action(name=name, method=method, status=status_of(error))
+    trace.fields["code"] = error.code
+    if error.field:
+        trace.fields["field"] = error.field
