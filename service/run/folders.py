@@ -124,6 +124,13 @@ def find_sockets(root: Path) -> Path:
     return link.readlink() if link.is_symlink() else root / "run"
 
 
+def empty_staging(folders: Folders) -> None:
+    """Remove the bodies that killed workers had on their way; none was ever answered for, and nobody works here yet."""
+    for body in folders.staging.iterdir():
+        if body.is_file() and not body.is_symlink():
+            body.unlink()
+
+
 @contextmanager
 def claimed(root: Path) -> Iterator[Folders]:
     """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be."""

@@ -115,6 +115,7 @@ class Supervisor:
         if not self._containers:
             nginx.stop_leftovers(places.spool)
         _stop_worker_leftovers(places)
+        folders.empty_staging(places)
         if self._containers or self._config.nginx == "auto":
             nginx.check_data_root(places.root)
         if self._containers:
