@@ -106,18 +106,29 @@ async def keep_blobs(conn: Connection, keys: list[BlobKey]) -> None:
     await conn.execute(KEEP_BLOBS, keys)
 
 
-FENCE_UNREFERENCED = """
--- after this commits no version can refer to them: the foreign key of versions refuses
-UPDATE blobs SET referable = false, fenced_at = now()
-WHERE id IN (SELECT id FROM blobs WHERE referable AND unref_since < now() - make_interval(secs => $1)
-             ORDER BY unref_since LIMIT $2 FOR UPDATE SKIP LOCKED)
-  AND NOT EXISTS (SELECT FROM versions WHERE versions.blob_id = blobs.id)
+LOCK_UNREFERENCED = """
+-- what nothing has referred to for the grace time; while it is locked nothing can begin to
+SELECT id FROM blobs WHERE referable AND unref_since < now() - make_interval(secs => $1)
+ORDER BY unref_since LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 
 
-async def fence_unreferenced(conn: Connection, *, grace_seconds: float, limit: int) -> int:
-    """Fence blobs that nothing has referred to for the grace time; how many."""
-    return int((await conn.execute(FENCE_UNREFERENCED, grace_seconds, limit)).rsplit(" ", 1)[1])
+async def lock_unreferenced(conn: Connection, *, grace_seconds: float, limit: int) -> list[BlobKey]:
+    """Lock candidates for `fence_blobs`; those that somebody is about to refer to are passed over."""
+    return [BlobKey(row["id"]) for row in await conn.fetch(LOCK_UNREFERENCED, grace_seconds, limit)]
+
+
+FENCE_BLOBS = """
+-- after this commits no version can refer to them: the foreign key of versions refuses.  A statement of its own, since
+-- that of the lock does not see a reference that was committed while it ran
+UPDATE blobs SET referable = false, fenced_at = now()
+WHERE id = ANY($1::uuid[]) AND NOT EXISTS (SELECT FROM versions WHERE versions.blob_id = blobs.id)
+"""
+
+
+async def fence_blobs(conn: Connection, keys: list[BlobKey]) -> None:
+    """Fence locked blobs, but for those that something refers to after all."""
+    await conn.execute(FENCE_BLOBS, keys)
 
 
 LIST_FENCED = """

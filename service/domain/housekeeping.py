@@ -88,7 +88,7 @@ class Housekeeping:
 
     async def _fence_batch(self, grace_seconds: float, *, skip: list[BlobKey]) -> list[tuple[BlobKey, int]]:
         async def fence(conn: Connection) -> list[tuple[BlobKey, int]]:
-            await blobs.fence_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH)
+            await blobs.fence_blobs(conn, await blobs.lock_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH))
             return await blobs.list_fenced(conn, skip=skip, limit=BATCH)
 
         return await self._database.in_transaction(fence)
