@@ -14,6 +14,11 @@ from tests.invariants import check_all
 from tests.world import World
 
 
+WAITS_FOR_A_ROW = """
+SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
 @pytest.fixture
 async def caller(world: World) -> Caller:
     """An account."""
@@ -128,6 +133,33 @@ async def test_blob_that_is_being_referred_to_is_left_for_the_next_sweep(world: 
     await transaction.rollback()
     await connection.close()
     assert await world.housekeeping.sweep(grace_seconds=0) == 1
+    await check_all(world.dsn, world.root)
+
+
+async def test_reference_that_comes_while_the_fence_goes_up_is_refused(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    old = (await world.put(caller, "/a", b"old")).file
+    new = (await world.put(caller, "/a", b"new")).file
+    failpoints.reset()
+    sweep = world.housekeeping.sweep(grace_seconds=0)
+    async with failpoints.paused("blobs.lock_unreferenced after", sweep) as sweeping:
+        referring = asyncio.create_task(refer_again(world, caller, new, old))
+        while not await world.observer.fetchval(WAITS_FOR_A_ROW):
+            pass
+    assert await sweeping == 1 and not await referring
+    await check_all(world.dsn, world.root)
+
+
+async def test_reference_that_came_just_before_the_fence_is_seen(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    """Between its transaction's begin and its lock: no error of a foreign key, only one blob less to fence."""
+    old = (await world.put(caller, "/a", b"old")).file
+    new = (await world.put(caller, "/a", b"new")).file
+    failpoints.reset()
+    sweep = world.housekeeping.sweep(grace_seconds=0)
+    async with failpoints.paused("blobs.lock_unreferenced before", sweep) as sweeping:
+        assert await refer_again(world, caller, new, old)
+    assert await sweeping == 0
     await check_all(world.dsn, world.root)
 
 

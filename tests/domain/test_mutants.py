@@ -105,16 +105,16 @@ async def test_m5_removal_without_a_fence_is_caught(world: World, failpoints: Fa
     world.store.violations.clear()
 
 
-async def test_m5_fence_that_is_not_committed_before_the_removal_is_caught(
+async def test_m5_removal_of_what_was_only_looked_for_is_caught(
         world: World, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def list_without_fencing(conn: Connection, *, grace_seconds: float, limit: int) -> int:
-        return 0
+    async def fence_nothing(conn: Connection, keys: list[BlobKey]) -> None:
+        pass
 
     async def list_unreferenced(conn: Connection, *, skip: list[BlobKey], limit: int) -> list[tuple[BlobKey, int]]:
         rows = await conn.fetch("SELECT id, size_bytes FROM blobs WHERE unref_since < now()")
         return [(BlobKey(row["id"]), row["size_bytes"]) for row in rows if row["id"] not in world.store.deleted]
 
-    monkeypatch.setattr(blobs, "fence_unreferenced", list_without_fencing)
+    monkeypatch.setattr(blobs, "fence_blobs", fence_nothing)
     monkeypatch.setattr(blobs, "list_fenced", list_unreferenced)
     with pytest.raises(AssertionError, match="bytes of version .* are gone"):
         await reference_added_while_sweeping(world, failpoints)
