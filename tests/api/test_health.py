@@ -11,7 +11,7 @@ import pytest
 from service.run import programs
 from service.run.postgres import EmbeddedPostgres
 from tests.cache.conftest import RedisServer
-from tests.client import PASSWORD, Api, Reply, files_on_disk, new_account, until
+from tests.client import PASSWORD, Api, Reply, files_on_disk, is_tidy, new_account, until
 from tests.stack import Stack
 
 DOWN_WITHIN_SECONDS = 5.0
@@ -119,6 +119,7 @@ async def test_without_redis_all_goes_on_and_the_cache_is_null(world: World, acc
 # --- PostgreSQL is not ---
 
 async def test_without_postgres_everything_says_so_and_recovers_by_itself(world: World, account: Api) -> None:
+    await until(lambda: is_tidy(world.stack))
     on_disk = files_on_disk(world.stack)
     world.postgres.stop()
     try:

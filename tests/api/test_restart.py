@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from service.run import processes
-from tests.client import PASSWORD, Api, files_on_disk, new_account, until
+from tests.client import PASSWORD, Api, is_tidy, new_account, until
 from tests.stack import Stack
 
 
@@ -26,11 +26,6 @@ def own_stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def workers(stack: Stack) -> list[int]:
     """The processes that answer."""
     return processes.find_working_in(stack.root / "run", processes.own_program())
-
-
-def is_tidy(stack: Stack) -> bool:
-    """Whether nothing is on its way: neither a claimed body nor a spooled one."""
-    return not [name for name in files_on_disk(stack) if name.startswith("staging/") or "/body/" in name]
 
 
 async def log_in(api: Api) -> None:
@@ -64,7 +59,7 @@ async def test_stop_and_start_keeps_files_and_sessions(session: aiohttp.ClientSe
     await ended.call("GET", "/auth/me", expect=401)
     await log_in(api)
     await api.put("/папка/файл.txt", b"new", expect=200)
-    assert is_tidy(own_stack)
+    await until(lambda: is_tidy(own_stack))
 
 
 async def test_killed_worker_is_replaced_while_requests_go_on(

@@ -47,14 +47,14 @@ def digest_of(content: bytes) -> str:
 
 # --- what comes back ---
 
-@pytest.mark.parametrize("name", NAMES)
-async def test_put_any_name_comes_back_the_same(api: Api, name: str) -> None:
-    stored = (await api.put(f"/папка/{name}", b"hello")).json
-    assert stored["path"] == f"/папка/{name}"
-    assert stored["name"] == name
-    assert stored["sha256"] == hashlib.sha256(b"hello").hexdigest()
-    assert (await api.get(f"/папка/{name}")).body == b"hello"
-    assert (await api.get(stored["id"])).body == b"hello"
+async def test_put_any_name_comes_back_the_same(api: Api) -> None:
+    for name in NAMES:
+        stored = (await api.put(f"/папка/{name}", b"hello")).json
+        assert stored["path"] == f"/папка/{name}"
+        assert stored["name"] == name
+        assert stored["sha256"] == hashlib.sha256(b"hello").hexdigest()
+        assert (await api.get(f"/папка/{name}")).body == b"hello"
+        assert (await api.get(stored["id"])).body == b"hello"
 
 
 async def test_upload_answers_with_the_whole_object(api: Api) -> None:
@@ -109,15 +109,19 @@ async def test_form_with_name_and_folder_stores_under_that_name(api: Api) -> Non
     assert (await api.post(b"x", filename="own.txt", name="root.txt")).json["path"] == "/root.txt"
 
 
-@pytest.mark.parametrize(("fields", "stored_at"), [
+WORDINGS = [
     ({"name": "notes.txt", "file": "/homework/test-folder/notes.txt"}, "/homework/test-folder/notes.txt"),
     ({"name": "notes.txt", "file": "/homework/test-folder/"}, "/homework/test-folder/notes.txt"),
     ({"file": "/homework/"}, "/homework/own.txt"),
     ({"file": "/same.txt", "path": "/same.txt"}, "/same.txt"),
-])
-async def test_form_in_the_words_of_the_assignment_is_understood(api: Api, fields: dict[str, str],
-                                                                 stored_at: str) -> None:
-    assert (await api.post(b"x", filename="own.txt", expect=201, **fields)).json["path"] == stored_at
+]
+
+
+async def test_form_in_the_words_of_the_assignment_is_understood(
+        session: aiohttp.ClientSession, stack: Stack) -> None:
+    for fields, stored_at in WORDINGS:
+        api = await new_account(session, stack)
+        assert (await api.post(b"x", filename="own.txt", expect=201, **fields)).json["path"] == stored_at
 
 
 async def test_form_with_two_different_paths_is_refused(api: Api) -> None:
@@ -156,7 +160,7 @@ async def test_form_with_text_around_it_ignores_that(api: Api) -> None:
 
 # --- forms: how clients write names ---
 
-@pytest.mark.parametrize(("disposition", "name"), [
+FILENAMES = [
     ('name="file"; filename="отчёт 😀.txt"', "отчёт 😀.txt"),
     ('name="file"; filename="写真.jpg"', "写真.jpg"),
     ("name=file; filename=bare.txt", "bare.txt"),
@@ -175,23 +179,28 @@ async def test_form_with_text_around_it_ignores_that(api: Api) -> None:
     # .NET writes both; the extended form is the one that says what is meant (RFC 6266, section 4.3)
     ("name=file; filename=\"=?utf-8?B?0Y8udHh0?=\"; filename*=utf-8''%D1%8F.txt", "я.txt"),
     ("name=file; filename*=utf-8''%D1%8F.txt; filename=\"ya.txt\"", "я.txt"),
-])
-async def test_form_filename_as_clients_write_it_is_understood(api: Api, disposition: str, name: str) -> None:
-    stored = (await send_form(api, part(disposition, b"hello") + END)).json
-    assert stored["name"] == unicodedata.normalize("NFC", name)
-    assert (await api.get(f"/{name}")).body == b"hello"
-
-
-@pytest.mark.parametrize("disposition", [
+]
+BAD_FILENAMES = [
     'name="file"; filename=".."', 'name="file"; filename="."', 'name="file"; filename="a/.."',
     f'name="file"; filename="{"x" * 256}"', 'name="file"; filename="a%0D%0Ab.txt"', 'name="file"; filename="a\tb.txt"',
     'name="file"; filename="\u202etxt.exe"', 'name="file"; filename="folder/"',
     "name=\"file\"; filename*=utf-8''%ff", "name=\"file\"; filename*=utf-8''a%00b",
-])
-async def test_form_filename_that_no_file_may_have_is_refused(api: Api, disposition: str) -> None:
+]
+
+
+async def test_form_filename_as_clients_write_it_is_understood(api: Api) -> None:
+    for number, (disposition, name) in enumerate(FILENAMES):
+        body = part(disposition, b"hello") + part('name="path"', f"/{number}/".encode()) + END
+        stored = (await send_form(api, body)).json
+        assert stored["name"] == unicodedata.normalize("NFC", name)
+        assert (await api.get(f"/{number}/{name}")).body == b"hello"
+
+
+async def test_form_filename_that_no_file_may_have_is_refused(api: Api) -> None:
     async with nothing_stored(api):
-        reply = await send_form(api, part(disposition, b"hello") + END, expect=None)
-    assert (reply.status, reply.code) in ((400, "bad_request"), (422, "invalid_path"), (409, "is_a_folder"))
+        for disposition in BAD_FILENAMES:
+            reply = await send_form(api, part(disposition, b"hello") + END, expect=None)
+            assert (reply.status, reply.code) in ((400, "bad_request"), (422, "invalid_path"), (409, "is_a_folder"))
 
 
 async def test_form_filename_that_no_file_may_have_does_not_matter_beside_a_path(api: Api) -> None:
@@ -250,7 +259,7 @@ async def test_form_that_is_broken_stores_nothing(api: Api, body: bytes, content
     assert reply.code in ("bad_request", "incomplete_body", "too_large", "invalid_path")
 
 
-@pytest.mark.parametrize(("fields", "status", "field"), [
+UNUSABLE_FIELDS = [
     (part('name="path"', b"x" * 65536), 413, "path"),
     (part('name="name"', b"x" * 65536), 413, "name"),
     (part('name="other"', b"x" * 65536), 413, "other"),
@@ -260,13 +269,16 @@ async def test_form_that_is_broken_stores_nothing(api: Api, body: bytes, content
     (part('name="path"', b"/a\0b"), 422, "path"),
     (part('name="name"', b"a/b"), 422, "path"),
     (part('name="name"', b".."), 422, "path"),
-])
-async def test_form_with_unusable_field_stores_nothing(api: Api, fields: bytes, status: int, field: str) -> None:
-    for body in (FILE + fields + END, fields + FILE + END):
-        async with nothing_stored(api):
-            reply = await send_form(api, body, expect=status)
-        assert reply.code in ("too_large", "invalid_field", "invalid_path")
-        assert reply.json["field"] == field
+]
+
+
+async def test_form_with_unusable_field_stores_nothing(api: Api) -> None:
+    async with nothing_stored(api):
+        for fields, status, field in UNUSABLE_FIELDS:
+            for body in (FILE + fields + END, fields + FILE + END):
+                reply = await send_form(api, body, expect=status)
+                assert reply.code in ("too_large", "invalid_field", "invalid_path")
+                assert reply.json["field"] == field
 
 
 async def test_form_with_very_many_parts_is_refused(api: Api) -> None:
@@ -276,12 +288,12 @@ async def test_form_with_very_many_parts_is_refused(api: Api) -> None:
     assert reply.code == "too_large"
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded",
-                                          "multipart/mixed; boundary=x", "", "нет"])
-async def test_post_of_anything_but_a_form_is_refused(api: Api, content_type: str) -> None:
+async def test_post_of_anything_but_a_form_is_refused(api: Api) -> None:
     async with nothing_stored(api):
-        reply = await send_form(api, b'{"path": "/a"}', content_type=content_type, expect=415)
-    assert reply.code == "unsupported_media_type"
+        for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded",
+                             "multipart/mixed; boundary=x", "", "нет"):
+            reply = await send_form(api, b'{"path": "/a"}', content_type=content_type, expect=415)
+            assert reply.code == "unsupported_media_type"
 
 
 # --- new, replaced, in the way ---
@@ -417,17 +429,13 @@ async def test_put_over_a_file_keeps_its_conditions(api: Api, header: dict[str, 
     assert (await api.get("/a.txt")).body == b"one"
 
 
-@pytest.mark.parametrize(("header", "status"), [
-    ({"If-Match": "*"}, 412), ({"If-Match": '"any"'}, 412), ({"If-None-Match": "*"}, 201),
-    ({"If-None-Match": '"any"'}, 201),
-])
-async def test_put_of_a_new_file_keeps_its_conditions(api: Api, header: dict[str, str], status: int) -> None:
-    if status == 201:
-        await api.put("/a/b.txt", b"x", headers=header)
-        return
+async def test_put_of_a_new_file_keeps_its_conditions(api: Api) -> None:
     async with nothing_stored(api):
-        await api.put("/a/b.txt", b"x", headers=header, expect=412)
+        for text in ("*", '"any"'):
+            await api.put("/a/b.txt", b"x", headers={"If-Match": text}, expect=412)
     await api.info("/a", expect=404)
+    for number, text in enumerate(("*", '"any"')):
+        await api.put(f"/a/{number}.txt", b"x", headers={"If-None-Match": text})
 
 
 async def test_form_keeps_its_conditions(api: Api) -> None:
@@ -457,24 +465,27 @@ async def test_put_with_wrong_digest_stores_nothing(api: Api, header: str) -> No
     await api.info("/new", expect=404)
 
 
-@pytest.mark.parametrize("value", [
+MALFORMED_DIGESTS = [
     "sha-256=LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=", "sha-256=:LPJN:", "sha-256=:!!!!:", "sha-256=::", "sha-256",
     f"{digest_of(b'a')}, {digest_of(b'b')}",
-])
-async def test_put_with_malformed_digest_stores_nothing(api: Api, value: str) -> None:
-    async with nothing_stored(api):
-        reply = await api.put("/a.txt", b"hello", headers={"Content-Digest": value}, expect=400)
-    assert reply.code == "bad_request"
+]
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "gzip, identity", "unknown"])
-async def test_upload_that_is_encoded_is_refused(api: Api, encoding: str) -> None:
+async def test_put_with_malformed_digest_stores_nothing(api: Api) -> None:
     async with nothing_stored(api):
-        reply = await api.put("/a.txt", b"\x1f\x8b", headers={"Content-Encoding": encoding}, expect=415)
-        assert reply.code == "unsupported_encoding"
-        headers = {"Content-Encoding": encoding, "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-        reply = await api.call("POST", "/file", data=FILE + END, headers=headers, expect=415)
-        assert reply.code == "unsupported_encoding"
+        for value in MALFORMED_DIGESTS:
+            reply = await api.put("/a.txt", b"hello", headers={"Content-Digest": value}, expect=400)
+            assert reply.code == "bad_request"
+
+
+async def test_upload_that_is_encoded_is_refused(api: Api) -> None:
+    async with nothing_stored(api):
+        for encoding in ("gzip", "deflate", "br", "zstd", "GZIP", "gzip, identity", "unknown"):
+            reply = await api.put("/a.txt", b"\x1f\x8b", headers={"Content-Encoding": encoding}, expect=415)
+            assert reply.code == "unsupported_encoding"
+            headers = {"Content-Encoding": encoding, "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+            reply = await api.call("POST", "/file", data=FILE + END, headers=headers, expect=415)
+            assert reply.code == "unsupported_encoding"
 
 
 async def test_upload_with_encoding_identity_is_stored(api: Api) -> None:
@@ -483,7 +494,7 @@ async def test_upload_with_encoding_identity_is_stored(api: Api) -> None:
 
 # --- media types ---
 
-@pytest.mark.parametrize(("declared", "name", "kept"), [
+MEDIA_TYPES = [
     ("image/png", "a.txt", "image/png"),
     ("text/plain; charset=utf-8", "a", "text/plain; charset=utf-8"),
     ('text/plain; title="a, b"', "a", 'text/plain; title="a, b"'),
@@ -504,24 +515,30 @@ async def test_upload_with_encoding_identity_is_stored(api: Api) -> None:
     ("; charset=utf-8", "a.png", "image/png"),
     ("text/тест", "a.png", "image/png"),
     ("text/" + "x" * 300, "a.png", "image/png"),
-])
-async def test_media_type_is_what_was_declared_or_what_the_name_says(api: Api, declared: str | None, name: str,
-                                                                     kept: str) -> None:
-    headers = {} if declared is None else {"Content-Type": declared}
-    stored = (await api.put(f"/put/{name}", b"x", headers=headers, skip_auto_headers=("Content-Type",))).json
-    assert stored["content_type"] == kept
-    more = [] if declared is None else [f"Content-Type: {declared}"]
-    stored = (await send_form(api, part(f'name="file"; filename="{name}"', b"x", *more) + END)).json
-    assert stored["content_type"] == kept
-    assert [file["content_type"] for file in await api.list()] == [kept, kept]
+]
 
 
-@pytest.mark.parametrize("filename", [
-    "data:a/b,.txt", f"data:a/{'b' * 300},.txt", "data:тест/я,.txt", "data:text/html,.txt", "http://x/y?z.png",
-])
-async def test_media_type_is_never_taken_from_an_odd_filename(api: Api, filename: str) -> None:
-    body = part(f'name="file"; filename="{filename}"', b"x") + part('name="path"', b"/a.zzz") + END
-    assert (await send_form(api, body)).json["content_type"] == "application/octet-stream"
+async def test_media_type_is_what_was_declared_or_what_the_name_says(api: Api) -> None:
+    for number, (declared, name, kept) in enumerate(MEDIA_TYPES):
+        headers = {} if declared is None else {"Content-Type": declared}
+        reply = await api.put(f"/put/{number}/{name}", b"x", headers=headers, skip_auto_headers=("Content-Type",))
+        assert reply.json["content_type"] == kept, (declared, name)
+        more = [] if declared is None else [f"Content-Type: {declared}"]
+        body = (part(f'name="file"; filename="{name}"', b"x", *more)
+                + part('name="path"', f"/post/{number}/".encode()) + END)
+        assert (await send_form(api, body)).json["content_type"] == kept, (declared, name)
+    kept_types = {file["path"]: file["content_type"] for file in await api.list()}
+    for number, (_, name, kept) in enumerate(MEDIA_TYPES):
+        assert kept_types[f"/put/{number}/{name}"] == kept_types[f"/post/{number}/{name}"] == kept
+
+
+async def test_media_type_is_never_taken_from_an_odd_filename(api: Api) -> None:
+    for number, filename in enumerate((
+            "data:a/b,.txt", f"data:a/{'b' * 300},.txt", "data:тест/я,.txt", "data:text/html,.txt",
+            "http://x/y?z.png")):
+        body = (part(f'name="file"; filename="{filename}"', b"x")
+                + part('name="path"', f"/{number}.zzz".encode()) + END)
+        assert (await send_form(api, body)).json["content_type"] == "application/octet-stream"
 
 
 async def test_media_type_follows_the_name_that_the_file_gets(api: Api) -> None:
@@ -541,12 +558,12 @@ async def test_empty_file_is_a_file(api: Api) -> None:
     assert (await api.usage())["count"] == 2
 
 
-@pytest.mark.parametrize("size", [1, 4095, 256 * 1024, 256 * 1024 + 1, MIB - 1, MIB, MIB + 1])
-async def test_sizes_around_the_buffers_come_back_equal(api: Api, size: int) -> None:
-    content = (b"0123456789abcde" * (size // 15 + 1))[:size]
-    await api.put("/put", content)
-    await api.post(content, path="/post")
-    assert (await api.get("/put")).body == (await api.get("/post")).body == content
+async def test_sizes_around_the_buffers_come_back_equal(api: Api) -> None:
+    for size in (1, 4095, 256 * 1024, 256 * 1024 + 1, MIB - 1, MIB, MIB + 1):
+        content = (b"0123456789abcde" * (size // 15 + 1))[:size]
+        await api.put(f"/put-{size}", content)
+        await api.post(content, path=f"/post-{size}")
+        assert (await api.get(f"/put-{size}")).body == (await api.get(f"/post-{size}")).body == content
 
 
 async def test_ten_mebibytes_come_back_equal(api: Api) -> None:
