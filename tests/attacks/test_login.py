@@ -99,25 +99,23 @@ def _deep(levels: int, begin: str, end: str) -> bytes:
 
 ODD_JSON: list[bytes] = [
     b"", b" ", b"{", b"}", b"{}", b"[]", b"null", b"true", b"1", b'"x"', b"nan", b"NaN", b"-", b"{}{}", b"\xff",
-    b"\xef\xbb\xbf{}",
-    b"[1,2,3]", b'[{"username":"a","password":"b"}]', b'{"username"}', b"{'username':'a'}", b'{"username":"a",}',
-    b'{"username":"a" "password":"b"}', b'{"username": undefined}', b"\0", b'{"username":"\\ud800","password":"x"}',
-    b'{"username":"\\udfff\\ud800","password":"correct horse"}', b'{"username":"a","password":"\\ud800\\ud800\\ud800"}',
-    b'{"username":"\xed\xa0\x80","password":"x"}', b'{"username":"\xc0\xae","password":"x"}', b'{"\\ud800":1}',
-    b'{"username":"a\\u0000b","password":"correct horse"}', b'{"username":"\\x61","password":"x"}',
-    b'{"username":"a\tb","password":"correct horse"}', b'{"username":"a\nb","password":"correct horse"}',
-    b'{"username":1,"password":"correct horse"}', b'{"username":"a","password":12345678}',
-    b'{"username":null,"password":null}', b'{"username":["a"],"password":["b"]}', b'{"username":{},"password":{}}',
+    b"\xef\xbb\xbf{}", b"[1,2,3]", b'[{"username":"a","password":"b"}]', b'{"username"}', b"{'username':'a'}",
+    b'{"username":"a",}', b'{"username":"a" "password":"b"}', b'{"username": undefined}', b"\0",
+    b'{"username":"\\ud800","password":"x"}', b'{"username":"\\udfff\\ud800","password":"correct horse"}',
+    b'{"username":"a","password":"\\ud800\\ud800\\ud800"}', b'{"username":"\xed\xa0\x80","password":"x"}',
+    b'{"username":"\xc0\xae","password":"x"}', b'{"\\ud800":1}', b'{"username":"a\\u0000b","password":"correct horse"}',
+    b'{"username":"\\x61","password":"x"}', b'{"username":"a\tb","password":"correct horse"}',
+    b'{"username":"a\nb","password":"correct horse"}', b'{"username":1,"password":"correct horse"}',
+    b'{"username":"a","password":12345678}', b'{"username":null,"password":null}',
+    b'{"username":["a"],"password":["b"]}', b'{"username":{},"password":{}}',
     b'{"username":{"$ne":""},"password":{"$ne":""}}', b'{"username":true,"password":false}',
     b'{"username":1e999,"password":"x"}', b'{"username":' + b"9" * 5000 + b',"password":"x"}',
     b'{"username":-' + b"9" * 400 + b"." + b"9" * 400 + b'e-99999,"password":"x"}', b'{"username":"a"}',
-    b'{"password":"b"}',
-    b'{"username":"","password":""}', b'{"username":" ","password":"        "}',
-    b'{"username":"a","login":"a","password":"x"}',
-    b'{"username":"a","email":"b","password":"correct horse"}', b'{"Username":"a","Password":"correct horse"}',
-    b'{"__proto__":{"username":"a"},"constructor":{}}', _deep(100, "[", "]"), _deep(10_000, "[", "]"),
-    _deep(10_000, '{"a":', "}"), b'{"username":' + _deep(5000, "[", "]") + b',"password":"x"}', b"[" * 60_000,
-    b'{"a":' * 12_000,
+    b'{"password":"b"}', b'{"username":"","password":""}', b'{"username":" ","password":"        "}',
+    b'{"username":"a","login":"a","password":"x"}', b'{"username":"a","email":"b","password":"correct horse"}',
+    b'{"Username":"a","Password":"correct horse"}', b'{"__proto__":{"username":"a"},"constructor":{}}',
+    _deep(100, "[", "]"), _deep(10_000, "[", "]"), _deep(10_000, '{"a":', "}"),
+    b'{"username":' + _deep(5000, "[", "]") + b',"password":"x"}', b"[" * 60_000, b'{"a":' * 12_000,
     b'{"username":"' + b"x" * 60_000 + b'","password":"x"}', b'"' + b"\\" * 60_001, b"{" + b'"a":1,' * 9000 + b'"b":2}',
     b'{"username":"' + "é".encode() * 30_000 + b'"}',
     b'{"username":"' + "\u0301".encode() * 20_000 + b'","password":"x"}',
@@ -170,9 +168,8 @@ ODD_FORMS: list[bytes] = [
     b"username=%ed%a0%80&password=x", b"username=%c0%ae&password=x",
     b"&".join(b"f%d=x" % number for number in range(10_000)),
     b"username=a&" + b"&".join(b"f%d=x" % number for number in range(5000)), b"username=" + b"x" * 60_000,
-    b"a" * 60_000,
-    b"&" * 60_000, b"username[]=a&password[]=b", b"username[$ne]=&password[$ne]=", b"username=a;password=b", b"%",
-    b"user%6eame=a&username=b&password=correct%20horse",
+    b"a" * 60_000, b"&" * 60_000, b"username[]=a&password[]=b", b"username[$ne]=&password[$ne]=",
+    b"username=a;password=b", b"%", b"user%6eame=a&username=b&password=correct%20horse",
 ]
 
 
@@ -182,13 +179,17 @@ async def test_odd_form_is_a_clear_refusal(stack: Stack, what: str) -> None:
         _assert_refused(_post(stack, what, body, FORM), body)
 
 
-KINDS = ["text/plain", "text/html", "application/xml", "multipart/form-data", "multipart/form-data; boundary=x",
-         "application/jsonp", "text/json; charset=utf-7", "application/x-www-form-urlencoded2", "image/svg+xml",
-         "application/json" + "x" * 3000, "application/problem+json", "application/vnd.api+json", "a/b", "*/*"]
+KINDS = [
+    "text/plain", "text/html", "application/xml", "multipart/form-data", "multipart/form-data; boundary=x",
+    "application/jsonp", "text/json; charset=utf-7", "application/x-www-form-urlencoded2", "image/svg+xml",
+    "application/json" + "x" * 3000, "application/problem+json", "application/vnd.api+json", "a/b", "*/*",
+]
 # What is no media type at all counts as none, and the body as the JSON that it usually is.
-NO_KINDS = ["application", "/", "json", "é", "\x80\x81", "", ";", "application/json; charset=utf-16",
-            "application/json; charset=\xff", "application/json; charset=nonsense", "application/json;;;=",
-            'application/json; charset="', "APPLICATION/JSON", "application/ json"]
+NO_KINDS = [
+    "application", "/", "json", "é", "\x80\x81", "", ";", "application/json; charset=utf-16",
+    "application/json; charset=\xff", "application/json; charset=nonsense", "application/json;;;=",
+    'application/json; charset="', "APPLICATION/JSON", "application/ json",
+]
 
 
 @pytest.mark.parametrize("what", ["register", "jwt/login", "jwt/refresh"])
@@ -223,9 +224,10 @@ async def test_one_name_registered_by_many_at_once_is_one_account(api: Api) -> N
     assert {reply.code for reply in replies if reply.status == 409} == {"username_taken"}
 
 
-UNKNOWN = ["nobody", "", " ", "x" * 255, "x" * 256, "'; --", "admin\0", "é", "\u0301" * 50, "\U0001e4ec\U0001e4ee",
-           "\U000105d2\u0307", "\U000e0041", "\uffff", "a/../b", "%00", "null", "*", "\\", "${jndi:ldap://x}",
-           "a" * 765]
+UNKNOWN = [
+    "nobody", "", " ", "x" * 255, "x" * 256, "'; --", "admin\0", "é", "\u0301" * 50, "\U0001e4ec\U0001e4ee",
+    "\U000105d2\u0307", "\U000e0041", "\uffff", "a/../b", "%00", "null", "*", "\\", "${jndi:ldap://x}", "a" * 765,
+]
 
 
 async def test_unknown_and_odd_names_log_in_as_nobody(stack: Stack) -> None:

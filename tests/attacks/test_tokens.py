@@ -121,12 +121,10 @@ def _encode_huge(claims: dict[str, Any], name: str) -> bytes:
 
 def test_the_token_made_here_from_the_right_secret_is_good(nginx_stack: Stack) -> None:
     """Or the refusals below would prove nothing: what is refused is refused for its one fault."""
-    registered = ask(nginx_stack, request("POST /auth/register", "Content-Type: application/json",
-                                          body=orjson.dumps({"username": (name := uuid.uuid4().hex),
-                                                             "password": PASSWORD})))
-    assert registered.status == 201
-    given = ask(nginx_stack, request("POST /auth/jwt/login", "Content-Type: application/json",
-                                     body=orjson.dumps({"username": name, "password": PASSWORD})))
+    account = orjson.dumps({"username": uuid.uuid4().hex, "password": PASSWORD})
+    kind = "Content-Type: application/json"
+    assert ask(nginx_stack, request("POST /auth/register", kind, body=account)).status == 201
+    given = ask(nginx_stack, request("POST /auth/jwt/login", kind, body=account))
     claims = jwt.decode(orjson.loads(given.body)["access_token"], options={"verify_signature": False})
     again = _sign(GOOD, {**claims, "jti": str(uuid.uuid4())}, _secret(nginx_stack))
     assert ask(nginx_stack, request("GET /auth/me", token=again)).status == 200
