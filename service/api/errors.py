@@ -45,6 +45,15 @@ _OF_AIOHTTP: dict[int, type[errors.ServiceError]] = {
 }
 
 
+# RFC 9110, section 15.5; Python before 3.13 has the names of older RFCs, and nginx/problem_maps.conf has these
+_TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
+
+def title_of(status: int) -> str:
+    """The status in words."""
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
 def status_of(error: errors.ServiceError) -> int:
     """The status of an error: that of its class, or of the nearest one above it."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
@@ -54,7 +63,7 @@ def render(error: errors.ServiceError, request_id: str, *, headers: dict[str, st
     """The answer for an error."""
     status = status_of(error)
     problem: dict[str, object] = {
-        "type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": error.detail,
+        "type": "about:blank", "title": title_of(status), "status": status, "detail": error.detail,
         "code": error.code, "request_id": request_id}
     if error.field is not None:
         problem["field"] = error.field

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from service import errors
-from service.api.errors import MEDIA_TYPE, STATUS, from_aiohttp, render, status_of
+from service.api.errors import MEDIA_TYPE, STATUS, from_aiohttp, render, status_of, title_of
 from service.errors import BadRequest, IncompleteBody, RangeNotSatisfiable, ServiceError
 
 
@@ -96,7 +96,7 @@ def test_problem_has_the_shape_of_rfc_9457(kind: type[ServiceError]) -> None:
     assert response.content_type == MEDIA_TYPE
     assert isinstance(response.body, bytes)
     assert orjson.loads(response.body) == {
-        "type": "about:blank", "title": HTTPStatus(response.status).phrase, "status": response.status,
+        "type": "about:blank", "title": title_of(response.status), "status": response.status,
         "detail": make(kind).detail, "code": kind.code, "request_id": "id-1"}
     assert ("WWW-Authenticate" in response.headers) == (response.status == 401)
 

@@ -20,6 +20,7 @@ from aiohttp_apispec import (
 from marshmallow import Schema
 
 import service
+from service.api.errors import title_of
 from service.api.rest import schema
 from service.api.rest.swagger import FORM, JSON, MULTIPART, PROBLEM, Json, to_openapi_31
 from service.errors import ServiceError
@@ -238,7 +239,7 @@ def _add_problem_examples(document: Json) -> None:
 
 
 def _problem_example(status: int, code: str, detail: str) -> Json:
-    example = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail,
+    example = {"type": "about:blank", "title": title_of(status), "status": status, "detail": detail,
                "code": code, "request_id": schema.Problem().fields["request_id"].metadata["example"]}
     return example | ({"field": "path"} if status == HTTPStatus.UNPROCESSABLE_ENTITY else {})
 
