@@ -244,9 +244,10 @@ async def test_title_is_the_status_in_the_words_of_rfc_9110(api: Api) -> None:
     await api.put("/a.txt", b"x")
     too_large = await api.call("POST", "/auth/jwt/login", json={"username": "x" * 70_000}, expect=413)
     for reply, title in (
-            (too_large, "Content Too Large"), (await api.get("/a.txt", headers={"Range": "bytes=5-"}, expect=416),
-                                               "Range Not Satisfiable"),
-            (await api.get("/..", expect=422), "Unprocessable Content"), (await api.get("/b", expect=404), "Not Found")):
+            (too_large, "Content Too Large"),
+            (await api.get("/a.txt", headers={"Range": "bytes=5-"}, expect=416), "Range Not Satisfiable"),
+            (await api.get("/..", expect=422), "Unprocessable Content"),
+            (await api.get("/b", expect=404), "Not Found")):
         assert reply.code
         assert (reply.json["title"], reply.json["type"]) == (title, "about:blank")
 
