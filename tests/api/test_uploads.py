@@ -709,3 +709,13 @@ async def test_upload_over_the_limit_of_a_file_is_refused_and_leaves_nothing(
                       await api.put("/a", pieces(b"x" * 601), expect=413)):
             assert reply.code == "too_large"
     await api.put("/a", b"x" * 600)
+
+
+async def test_form_with_a_digest_is_refused_as_it_cannot_be_checked(api: Api) -> None:
+    digest = base64.b64encode(hashlib.sha256(b"1").digest()).decode()
+    for name in ("Content-Digest", "Repr-Digest"):
+        form = aiohttp.FormData()
+        form.add_field("file", b"1", filename="a.txt")
+        reply = await api.call("POST", "/file", data=form, headers={name: f"sha-256=:{digest}:"})
+        assert (reply.status, reply.code) == (400, "bad_request")
+    assert await api.list() == []

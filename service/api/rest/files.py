@@ -15,7 +15,7 @@ from service.api.rest.answers import answer
 from service.api.rest.openapi import ANY, MULTIPART, Answer, operation
 from service.api.rest.params import conditions_of, parse_place, place_of, query_of, read_query
 from service.domain.content import Place, Stored, Target
-from service.errors import InvalidField
+from service.errors import BadRequest, InvalidField
 from service.model import Caller, Folder, Staged
 
 FORM_FRAME_BYTES = 64 * 1024  # what the parts of a form may add to its file; only a first look depends on it
@@ -37,8 +37,11 @@ async def admit_upload(request: web.Request, who: Caller, method: str, address: 
             raise InvalidField("This parameter is needed.", field="path")
         body.announced_sha256(request)
         conditions_of(request)
-    elif announced is not None:
-        announced = max(0, announced - FORM_FRAME_BYTES)
+    else:
+        if body.announced_sha256(request) is not None:
+            # it would be that of the form, not of the file in it; to ignore it would be to say that it matched
+            raise BadRequest("The digest of a form is not checked; send the plain bytes with PUT.")
+        announced = None if announced is None else max(0, announced - FORM_FRAME_BYTES)
     place: Place | None = parse_place(text) if text else None
     # the place of a form's file is known only with the form
     await request.app[DOMAIN].content.admit(who, announced, place if method == "PUT" else None)
@@ -95,10 +98,11 @@ def _stored(stored: Stored) -> web.Response:
                   headers={"ETag": stored.file.etag})
 
 
-@operation("Upload a form", tag="file", query=schema.UploadQuery, form=schema.UploadForm, headers=schema.PutHeaders,
+@operation("Upload a form", tag="file", query=schema.UploadQuery, form=schema.UploadForm, headers=schema.FormHeaders,
            consumes=(MULTIPART,),
            description="One file in a form. The file at the path is replaced, missing folders are made. More than one "
-                       "file in a form is refused as a whole (`several_files`). Fields of the form win over parameters "
+                       "file in a form is refused as a whole (`several_files`). A digest is refused, "
+                       "as it would be that of the form. Fields of the form win over parameters "
                        "of the address.",
            returns={201: Answer(schema=schema.File, description="A new file", headers=_CHANGED),
                     200: Answer(schema=schema.File, description="The file was replaced", headers=_CHANGED)},

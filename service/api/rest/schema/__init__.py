@@ -17,18 +17,18 @@ from service.api.rest.schema.rendering import (
 from service.api.rest.schema.requests import (
     MAX_PASSWORD_BYTES, MAX_USERNAME_BYTES, MIN_PASSWORD_BYTES, AccountDeletion, ArchiveHeaders, AuditQuery,
     BatchOperation, BatchRequest, Credentials, DeleteHeaders, DeleteQuery, DownloadHeaders, DownloadQuery,
-    FolderRequest, ListQuery, LoginForm, MoveHeaders, MoveRequest, PasswordChange, PathQuery, PutHeaders, PutQuery,
-    RefreshRequest, Registration, SessionPath, SessionsQuery, TrashQuery, TrashRestore, TrashSelection, UploadForm,
-    UploadQuery, VersionQuery, VersionRestore, check_text,
+    FolderRequest, FormHeaders, ListQuery, LoginForm, MoveHeaders, MoveRequest, PasswordChange, PathQuery, PutHeaders,
+    PutQuery, RefreshRequest, Registration, SessionPath, SessionsQuery, TrashQuery, TrashRestore, TrashSelection,
+    UploadForm, UploadQuery, VersionQuery, VersionRestore, check_text,
 )
 
 __all__ = [
     "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "AccountDeletion", "ArchiveHeaders",
     "AuditEntry", "AuditPage", "AuditQuery", "BatchOperation", "BatchOutcome", "BatchRequest", "BatchResult",
     "Credentials", "DeleteHeaders", "DeleteQuery", "DownloadHeaders", "DownloadQuery", "File", "FileList",
-    "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health",
-    "ListQuery", "Listing", "Liveness", "LoginForm", "MoveHeaders", "MoveRequest", "PasswordChange", "PathQuery",
-    "Problem", "PutHeaders", "PutQuery", "RefreshRequest", "Registration", "Session", "SessionList", "SessionPath",
+    "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health", "ListQuery",
+    "Listing", "Liveness", "LoginForm", "MoveHeaders", "MoveRequest", "PasswordChange", "PathQuery", "Problem",
+    "FormHeaders", "PutHeaders", "PutQuery", "RefreshRequest", "Registration", "Session", "SessionList", "SessionPath",
     "SessionsQuery", "Shape", "Tokens", "TrashPage", "TrashQuery", "TrashRestore", "TrashSelection", "TrashedItem",
     "UploadForm", "UploadQuery", "Usage", "User", "VersionList", "VersionQuery", "VersionRestore", "audit_json",
     "check_text", "file_json", "folder_json", "health_json", "load", "rfc3339", "session_json", "tokens_json",

@@ -306,11 +306,16 @@ class BatchRequest(Shape):
                                      {"op": "delete", "path": "/homework"}]))
 
 
-class PutHeaders(Shape):
-    """Conditions (RFC 9110, section 13.1) and digests (RFC 9530, sections 2 and 3) of an upload."""
+class FormHeaders(Shape):
+    """Conditions of an upload (RFC 9110, section 13.1)."""
 
     if_match = header("If-Match", "Store only if the file has one of these entity tags, or exists: `*`", EXAMPLE_ETAG)
     if_none_match = header("If-None-Match", "Store only if the file has none of these tags, or is new: `*`", "*")
+
+
+class PutHeaders(FormHeaders):
+    """Conditions (RFC 9110, section 13.1) and digests (RFC 9530, sections 2 and 3) of an upload."""
+
     content_digest = header("Content-Digest", "SHA-256 of the body; another one: nothing is stored", EXAMPLE_DIGEST)
     repr_digest = header("Repr-Digest", "The same, since bodies are stored as they are sent", EXAMPLE_DIGEST)
 
