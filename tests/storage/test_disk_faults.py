@@ -171,6 +171,25 @@ async def test_store_that_forgets_an_fsync_is_found_out(
         assert "fsync bytes" not in what_happens_to(disk, await upload(store, root))
 
 
+async def test_store_that_tries_an_fsync_again_is_found_out(
+        faulty: Faulty, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant M8: a second fsync succeeds although the kernel has dropped what the first could not write."""
+    disk, store = faulty
+
+    def finish_stubbornly(writer: local.LocalWriter) -> Staged:
+        try:
+            return finish(writer)
+        except OSError:
+            return finish(writer)
+
+    finish = local.LocalWriter.finish
+    monkeypatch.setattr(local.LocalWriter, "finish", finish_stubbornly)
+    disk.expect(("os.fsync", 0), errno.EIO)
+    await through_the_connection(store, root)
+    synced = [path for name, path in disk.calls if name == "os.fsync"]
+    assert len(set(synced)) < len(synced)
+
+
 def finish_without_fsync(writer: local.LocalWriter) -> Staged:
     assert writer._file is not None
     writer._file.close()
