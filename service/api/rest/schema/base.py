@@ -13,6 +13,13 @@ EXAMPLE_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b98
 EXAMPLE_DIGEST = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"
 EXAMPLE_JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIwMTkzNmIyZSJ9.c2lnbmF0dXJl"
 
+# What names.py refuses, as far as a pattern can say it; for the document alone.
+_REFUSED = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+PATH_PATTERN = rf"^(?!.*//)(?!(.*/)?\.{{1,2}}(/|$))[^{_REFUSED}]*$"
+NAME_PATTERN = rf"^(?!\.{{1,2}}$)[^/{_REFUSED}]*$"
+# api/delivery.py finds entity tags wherever they stand, but there has to be one
+_TAGS_PATTERN = r'^\*$|"[!#-~]*"'
+
 
 class Shape(Schema):
     """A JSON object, or a set of parameters."""
@@ -49,3 +56,17 @@ def text(description: str, example: str, *, required: bool = True, **more: Any) 
 def header(name: str, description: str, example: str) -> fields.String:
     """A header of a request."""
     return fields.String(data_key=name, metadata=meta(description, example))
+
+
+def condition(name: str, description: str, example: str) -> fields.String:
+    """A header with entity tags, one of which at least has to be there."""
+    return fields.String(data_key=name, metadata=meta(description, example, pattern=_TAGS_PATTERN))
+
+
+class Flag(fields.Boolean):
+    """true or false in JSON; nothing else counts as one, as "0" and "yes" do in a form."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value

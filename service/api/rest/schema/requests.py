@@ -6,7 +6,8 @@ from typing import Any
 from marshmallow import ValidationError, fields, post_load, validate
 
 from service.api.rest.schema.base import (
-    EXAMPLE_DATE, EXAMPLE_DIGEST, EXAMPLE_ETAG, EXAMPLE_ID, Shape, header, integer, meta, text,
+    EXAMPLE_DATE, EXAMPLE_DIGEST, EXAMPLE_ETAG, EXAMPLE_ID, NAME_PATTERN, PATH_PATTERN, Flag, Shape, condition, header,
+    integer, meta, text,
 )
 
 MAX_USERNAME_BYTES = 255
@@ -72,7 +73,8 @@ class Registration(_Named):
     """A new account."""
 
     password = fields.String(required=True, validate=_check_new_password, metadata=meta(
-        "Password: 8 to 1024 bytes in UTF-8", "correct horse battery staple", format="password", maxLength=1024))
+        "Password: 8 to 1024 bytes in UTF-8", "correct horse battery staple", format="password", minLength=8,
+        maxLength=1024))
 
 
 # no rule on its length: whatever is not the password is answered like any wrong one
@@ -91,8 +93,7 @@ class LoginForm(Shape):
 
     username = _username("Name of the account, or `login` or `email` instead", "alice", required=True)
     password = _PASSWORD
-    grant_type = text("As OAuth 2.0 has it; not looked at", "password", required=False,
-                      validate=validate.OneOf(["password"]))
+    grant_type = text("As OAuth 2.0 has it; not looked at", "password", required=False)
 
 
 class RefreshRequest(Shape):
@@ -108,7 +109,7 @@ class PasswordChange(Shape):
         "Password of the account so far", "correct horse battery staple", format="password"))
     new_password = fields.String(required=True, validate=_check_new_password, metadata=meta(
         "Password from now on: 8 to 1024 bytes in UTF-8", "incorrect mule battery staple", format="password",
-        maxLength=1024))
+        minLength=8, maxLength=1024))
 
 
 class AccountDeletion(Shape):
@@ -145,22 +146,25 @@ class PathQuery(Shape):
     """Which file or folder."""
 
     path = fields.String(required=True, validate=check_text, metadata=meta(
-        f"Absolute path, or id, of the file or folder; {_PATH_RULES}", "/homework/notes.txt", minLength=1))
+        f"Absolute path, or id, of the file or folder; {_PATH_RULES}", "/homework/notes.txt", minLength=1,
+        pattern=PATH_PATTERN))
 
 
 _TARGET_PATH = fields.String(validate=check_text, metadata=meta(
     "Where to: a full path (the file there is replaced), or a folder (a path with `/` at its end, or that of a "
     f"folder that exists). Missing folders are made. Not given: the root folder. {_PATH_RULES}",
-    "/homework/"))
+    "/homework/", pattern=PATH_PATTERN))
 _TARGET_NAME = fields.String(validate=check_text, metadata=meta(
-    "Name of the file within the folder that `path` names; not given: the uploaded file's own name", "notes.txt"))
+    "Name of the file within the folder that `path` names; not given: the uploaded file's own name", "notes.txt",
+    pattern=NAME_PATTERN))
 
 
 class UploadQuery(Shape):
     """Where an upload goes; each may be a text field of the form instead."""
 
     path = _TARGET_PATH
-    file = fields.String(validate=check_text, metadata=meta("Another name for `path`", "/homework/"))
+    file = fields.String(validate=check_text, metadata=meta(
+        "Another name for `path`", "/homework/", pattern=PATH_PATTERN))
     name = _TARGET_NAME
 
 
@@ -168,7 +172,8 @@ class ListQuery(Shape):
     """What to list, in which order, and how much of it."""
 
     folder = fields.String(validate=check_text, metadata=meta(
-        f"Path or id of a folder: its direct children, folders and files apart. {_PATH_RULES}", "/homework"))
+        f"Path or id of a folder: its direct children, folders and files apart. {_PATH_RULES}", "/homework",
+        pattern=PATH_PATTERN))
     recursive = fields.Boolean(metadata=meta(
         "Everything below the folder (or the root), not its direct children only", True))
     q = fields.String(validate=check_text, metadata=meta(
@@ -188,9 +193,9 @@ class PutQuery(Shape):
 
     path = fields.String(required=True, validate=check_text, metadata=meta(
         f"Full path of the file, or a folder for `name`; what is there is replaced, missing folders are made. "
-        f"{_PATH_RULES}", "/homework/notes.txt", minLength=1))
+        f"{_PATH_RULES}", "/homework/notes.txt", minLength=1, pattern=PATH_PATTERN))
     name = fields.String(validate=check_text, metadata=meta(
-        "Name of the file within the folder that `path` names", "notes.txt"))
+        "Name of the file within the folder that `path` names", "notes.txt", pattern=NAME_PATTERN))
 
 
 class UploadForm(Shape):
@@ -227,7 +232,8 @@ class VersionQuery(PathQuery):
 class VersionRestore(Shape):
     """Which version becomes the newest one."""
 
-    path = text("Path or id of the file", "/homework/notes.txt", validate=check_text)
+    path = fields.String(required=True, validate=check_text, metadata=meta(
+        "Path or id of the file", "/homework/notes.txt", pattern=PATH_PATTERN))
     version = integer("Number of the version", 1, minimum=1)
 
 
@@ -250,22 +256,22 @@ class TrashRestore(Shape):
     id = fields.UUID(required=True, metadata=meta("Id of the item", EXAMPLE_ID))
     to = fields.String(validate=check_text, metadata=meta(
         "Full path, or a folder (a path with `/` at its end, or that of a folder that exists); not given: where it "
-        "was, under a numbered name if its own is taken", "/homework/"))
+        "was, under a numbered name if its own is taken", "/homework/", pattern=PATH_PATTERN))
 
 
 class FolderRequest(Shape):
     """A folder to be made."""
 
-    path = fields.String(required=True, validate=check_text, metadata=meta(
-        f"Absolute path of the folder; {_PATH_RULES}", "/homework/test-folder", minLength=1))
+    path = fields.String(required=True, validate=[check_text, validate.Length(min=1)], metadata=meta(
+        f"Absolute path of the folder; {_PATH_RULES}", "/homework/test-folder", pattern=PATH_PATTERN))
 
 
 def _place(name: str, description: str, example: str, *, required: bool = False) -> fields.String:
     return fields.String(required=required, data_key=name, attribute=name, validate=check_text,
-                         metadata=meta(description, example, minLength=1))
+                         metadata=meta(description, example, minLength=1, pattern=PATH_PATTERN))
 
 
-_OVERWRITE = fields.Boolean(load_default=False, metadata=meta(
+_OVERWRITE = Flag(load_default=False, metadata=meta(
     "Replace a file at `to`, which then goes the way of a deletion; a folder is never replaced", False))
 
 
@@ -280,8 +286,8 @@ class MoveRequest(Shape):
 class MoveHeaders(Shape):
     """Conditions of a move or a copy (RFC 9110, section 13.1)."""
 
-    if_match = header("If-Match", "Only if the file at `from` has one of these entity tags", EXAMPLE_ETAG)
-    if_none_match = header("If-None-Match", "Only if the file at `from` has none of these entity tags", EXAMPLE_ETAG)
+    if_match = condition("If-Match", "Only if the file at `from` has one of these entity tags", EXAMPLE_ETAG)
+    if_none_match = condition("If-None-Match", "Only if the file at `from` has none of these entity tags", EXAMPLE_ETAG)
 
 
 class BatchOperation(Shape):
@@ -289,7 +295,7 @@ class BatchOperation(Shape):
 
     op = text("What to do", "move", validate=validate.OneOf(["delete", "move", "copy"]))
     path = _place("path", "Path or id of what is deleted", "/homework/old.txt")
-    permanent = fields.Boolean(load_default=False, metadata=meta("Delete for good, not into the trash", False))
+    permanent = Flag(load_default=False, metadata=meta("Delete for good, not into the trash", False))
     source = _place("from", "Path or id of what is moved or copied", "/homework/notes.txt")
     to = _place("to", "New path, or a folder to go into", "/archive/2020/")
     overwrite = _OVERWRITE
@@ -309,8 +315,9 @@ class BatchRequest(Shape):
 class FormHeaders(Shape):
     """Conditions of an upload (RFC 9110, section 13.1)."""
 
-    if_match = header("If-Match", "Store only if the file has one of these entity tags, or exists: `*`", EXAMPLE_ETAG)
-    if_none_match = header("If-None-Match", "Store only if the file has none of these tags, or is new: `*`", "*")
+    if_match = condition("If-Match", "Store only if the file has one of these entity tags, or exists: `*`",
+                         EXAMPLE_ETAG)
+    if_none_match = condition("If-None-Match", "Store only if the file has none of these tags, or is new: `*`", "*")
 
 
 class PutHeaders(FormHeaders):
@@ -323,8 +330,8 @@ class PutHeaders(FormHeaders):
 class DeleteHeaders(Shape):
     """Conditions of a deletion (RFC 9110, section 13.1)."""
 
-    if_match = header("If-Match", "Delete only if the file has one of these entity tags", EXAMPLE_ETAG)
-    if_none_match = header("If-None-Match", "Delete only if the file has none of these entity tags", EXAMPLE_ETAG)
+    if_match = condition("If-Match", "Delete only if the file has one of these entity tags", EXAMPLE_ETAG)
+    if_none_match = condition("If-None-Match", "Delete only if the file has none of these entity tags", EXAMPLE_ETAG)
 
 
 class ArchiveHeaders(Shape):
