@@ -59,25 +59,25 @@ LINES = [
 async def test_spoofed_headers_on_every_address_change_nothing(api: Api, with_token: bool) -> None:
     """Each address answers as it does without them, and the file that X-File names is never taken."""
     ghost = _ghost(api.stack, b"hey")
-    spoofed = _spoofed(api.stack, ghost)
     mark = Mark.now(api.stack)
     try:
         for line in LINES:
-            await api.put("/mine", b"own", expect=None)
             token = api.token if with_token else ""
             body = b"new" if line.startswith("PUT") else b"{}" if line.startswith("POST") else None
-            plain = ask(api.stack, request(line, token=token, body=body))
             await api.put("/mine", b"own", expect=None)
-            answer = ask(api.stack, request(line, *spoofed, token=token, body=body))
-            assert answer.status == plain.status, (line, plain, answer)
-            assert ghost.read_bytes() == b"hey"
-            names = {name for name, _ in answer.headers}
-            assert names == {name for name, _ in plain.headers}, line
-            assert not any(name.startswith(("x-accel", "x-reject")) for name in names)
-            assert b"evil.example" not in answer.body
-            assert answer.one("X-Request-Id") != "spoofed"
-            if answer.status >= 400:
-                assert answer.code
+            plain = ask(api.stack, request(line, token=token, body=body))
+            names = {name for name, _ in plain.headers}
+            for file in (str(ghost), "/etc/passwd"):  # one that could be taken, one that would be an error
+                await api.put("/mine", b"own", expect=None)
+                answer = ask(api.stack, request(line, *_spoofed(api.stack, file), token=token, body=body))
+                assert answer.status == plain.status, (line, plain, answer)
+                assert ghost.read_bytes() == b"hey"
+                assert names == {name for name, _ in answer.headers}, line
+                assert not any(name.startswith(("x-accel", "x-reject")) for name in names)
+                assert b"evil.example" not in answer.body
+                assert answer.one("X-Request-Id") != "spoofed"
+                if answer.status >= 400:
+                    assert answer.code
     finally:
         ghost.unlink()
     assert "spoofed" not in mark.text()
