@@ -36,8 +36,8 @@ async def run_fault(world: World, failpoints: Failpoints, path: str, point: Poin
     failpoints.reset()
     failpoints.arm(point, action)
     outcome = await outcome_of(world.put(caller, path, NEW))
-    assert failpoints.was_hit, point
     await world.content.drain()
+    assert failpoints.was_hit, point
     now = await world.listing(caller)
     if isinstance(outcome, Exception):
         assert now == before, f"an error was reported, but something changed: {point}"
