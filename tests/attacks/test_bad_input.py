@@ -317,6 +317,30 @@ def _json(fields: dict[str, str]) -> bytes:
     return ("{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}").encode()
 
 
+NUMBERS = ["2147483647", "2147483648", "4294967296", "9223372036854775807", "9223372036854775808", "1e15",
+           "-2147483649",
+           "18446744073709551616", "0", "1.5", "1e400", "true"]
+
+
+async def test_numbers_beyond_what_a_column_holds_are_refused(api: Api) -> None:
+    """32 and 64 bits: in every field and parameter that is a number, about a file that is there."""
+    await api.put("/a", b"mine")
+    for number in NUMBERS:
+        for line, body in (("POST /file/versions/restore", f'{{"path": "/a", "version": {number}}}'),
+                           ("POST /file/link", f'{{"path": "/a", "max_downloads": {number}}}'),
+                           ("POST /file/link", f'{{"path": "/a", "expires_in": {number}}}'),
+                           ("POST /file/sign", f'{{"path": "/a", "expires_in": {number}}}'),
+                           (f"GET /file/download?path=/a&version={number}", ""), (f"GET /file/list?limit={number}", ""),
+                           (f"DELETE /file/versions?path=/a&version={number}", ""),
+                           (f"GET /file/trash?limit={number}", ""), (f"GET /auth/audit?limit={number}", "")):
+            answer = ask(api.stack, request(line, "Content-Type: application/json", token=api.token,
+                                            body=body.encode() if body else None))
+            assert answer.status in (201, 400, 404, 422), (line, body, answer)
+            if answer.status != 201:
+                assert answer.code in ("bad_request", "not_found", "invalid_field")
+    assert (await api.get("/a")).body == b"mine"
+
+
 @pytest.mark.parametrize("line", JSON_ROUTES)
 async def test_json_with_values_of_any_kind_is_a_clear_answer(api: Api, line: str) -> None:
     address = line.replace("{token}", "x" * 32).replace("{id}", str(uuid.uuid4()))

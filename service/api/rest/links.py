@@ -33,19 +33,20 @@ class NewLink(schema.Shape):
     """A link to be made."""
 
     path = fields.String(required=True, validate=[schema.check_text, validate.Length(min=1)], metadata={
-        "description": "Absolute path, or id, of the file or folder", "example": "/homework"})
+        "description": "Absolute path, or id, of the file or folder", "example": "/homework",
+        "pattern": schema.PATH_PATTERN})
     kind = fields.String(load_default="download", validate=validate.OneOf(["download", "upload"]), metadata={
         "description": "`download`, or `upload` for a folder that others may drop files into and see nothing of",
         "example": "download"})
     password = fields.String(load_default=None, allow_none=True, validate=schema.check_text, metadata={
         "description": "Asked of everybody who uses the link: at least 8 characters, at most 1024 bytes in UTF-8",
-        "example": "correct horse battery staple", "format": "password"})
-    max_downloads = fields.Integer(
+        "example": "correct horse battery staple", "format": "password", "minLength": 8})
+    max_downloads = schema.Whole(
         load_default=None, allow_none=True, strict=True, validate=validate.Range(min=1, max=2**31 - 1), metadata={
             "description": "How many downloads the link is good for, or uploads if it is for these; null: no limit. "
                            "Each GET that sends bytes of a file counts, before the first byte",
             "example": 10})
-    expires_in = fields.Integer(
+    expires_in = schema.Whole(
         load_default=None, allow_none=True, strict=True, validate=validate.Range(min=1, max=MAX_EXPIRES_SECONDS),
         metadata={"description": "How long the link is good for, in seconds; null: until it is revoked",
                   "example": 604800})
@@ -92,7 +93,8 @@ class LinksQuery(schema.Shape):
     """Which links."""
 
     path = fields.String(validate=schema.check_text, metadata={
-        "description": "Only links to the file or folder with this path or id", "example": "/homework"})
+        "description": "Only links to the file or folder with this path or id", "example": "/homework",
+        "pattern": schema.PATH_PATTERN})
 
 
 class LinkMatch(schema.Shape):

@@ -30,8 +30,9 @@ class SignRequest(schema.Shape):
     """A file to be given out for a while."""
 
     path = fields.String(required=True, validate=[schema.check_text, validate.Length(min=1)], metadata={
-        "description": "Absolute path, or id, of the file", "example": "/homework/notes.txt"})
-    expires_in = fields.Integer(
+        "description": "Absolute path, or id, of the file", "example": "/homework/notes.txt",
+        "pattern": schema.PATH_PATTERN})
+    expires_in = schema.Whole(
         required=True, strict=True, validate=validate.Range(min=1, max=MAX_EXPIRES_SECONDS), metadata={
             "description": "How long the address is good for, in seconds; at most 7 days", "example": 3600})
 

@@ -42,7 +42,8 @@ class VisitQuery(schema.Shape):
     """What of a linked folder, and as what."""
 
     path = fields.String(metadata={
-        "description": "Path within the linked folder", "example": "test-folder/notes.txt"})
+        "description": "Path within the linked folder", "example": "test-folder/notes.txt",
+        "pattern": schema.PATH_PATTERN})
     download = fields.String(metadata={
         "description": "`1`: the bytes, even for a browser", "example": "1"})
     after = fields.String(metadata={

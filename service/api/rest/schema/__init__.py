@@ -9,7 +9,7 @@ from service.api.rest.schema.answers import (
     Folder, FolderInfo, Health, Listing, Liveness, Problem, Session, SessionList, Tokens, TrashPage, TrashedItem,
     Usage, User, VersionList,
 )
-from service.api.rest.schema.base import Shape
+from service.api.rest.schema.base import PATH_PATTERN, Shape, Whole
 from service.api.rest.schema.rendering import (
     audit_json, file_json, folder_json, health_json, load, rfc3339, session_json, tokens_json, trashed_json,
     usage_json, user_json, version_json,
@@ -23,14 +23,14 @@ from service.api.rest.schema.requests import (
 )
 
 __all__ = [
-    "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "AccountDeletion", "ArchiveHeaders",
-    "AuditEntry", "AuditPage", "AuditQuery", "BatchOperation", "BatchOutcome", "BatchRequest", "BatchResult",
-    "Credentials", "DeleteHeaders", "DeleteQuery", "DownloadHeaders", "DownloadQuery", "File", "FileList",
-    "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health", "ListQuery",
-    "Listing", "Liveness", "LoginForm", "MoveHeaders", "MoveRequest", "PasswordChange", "PathQuery", "Problem",
-    "FormHeaders", "PutHeaders", "PutQuery", "RefreshRequest", "Registration", "Session", "SessionList", "SessionPath",
-    "SessionsQuery", "Shape", "Tokens", "TrashPage", "TrashQuery", "TrashRestore", "TrashSelection", "TrashedItem",
-    "UploadForm", "UploadQuery", "Usage", "User", "VersionList", "VersionQuery", "VersionRestore", "audit_json",
-    "check_text", "file_json", "folder_json", "health_json", "load", "rfc3339", "session_json", "tokens_json",
-    "trashed_json", "usage_json", "user_json", "version_json",
+    "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "PATH_PATTERN", "AccountDeletion",
+    "ArchiveHeaders", "AuditEntry", "AuditPage", "AuditQuery", "BatchOperation", "BatchOutcome", "BatchRequest",
+    "BatchResult", "Credentials", "DeleteHeaders", "DeleteQuery", "DownloadHeaders", "DownloadQuery", "File",
+    "FileList", "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health",
+    "ListQuery", "Listing", "Liveness", "LoginForm", "MoveHeaders", "MoveRequest", "PasswordChange", "PathQuery",
+    "Problem", "FormHeaders", "PutHeaders", "PutQuery", "RefreshRequest", "Registration", "Session", "SessionList",
+    "SessionPath", "SessionsQuery", "Shape", "Tokens", "TrashPage", "TrashQuery", "TrashRestore", "TrashSelection",
+    "TrashedItem", "UploadForm", "UploadQuery", "Usage", "User", "VersionList", "VersionQuery", "VersionRestore",
+    "Whole", "audit_json", "check_text", "file_json", "folder_json", "health_json", "load", "rfc3339", "session_json",
+    "tokens_json", "trashed_json", "usage_json", "user_json", "version_json",
 ]

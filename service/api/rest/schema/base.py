@@ -18,7 +18,7 @@ _REFUSED = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 PATH_PATTERN = rf"^(?!.*//)(?!(.*/)?\.{{1,2}}(/|$))[^{_REFUSED}]*$"
 NAME_PATTERN = rf"^(?!\.{{1,2}}$)[^/{_REFUSED}]*$"
 # api/delivery.py finds entity tags wherever they stand, but there has to be one
-_TAGS_PATTERN = r'^\*$|"[!#-~]*"'
+_TAGS_PATTERN = r'^(\*|[ -~]*"[!#-~]*"[ -~]*)$'
 
 
 class Shape(Schema):
@@ -37,10 +37,19 @@ def meta(description: str, example: object, **more: object) -> dict[str, Any]:
     return {"description": description, "example": example, **more}
 
 
+class Whole(fields.Integer):
+    """A whole number; 1.0 is one too, to JSON Schema as to JavaScript."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 def integer(description: str, example: int, *, minimum: int = 0, nullable: bool = False) -> fields.Integer:
     """A whole number that is always there."""
-    return fields.Integer(required=True, strict=True, allow_none=nullable, validate=validate.Range(min=minimum),
-                          metadata=meta(description, example, format="int64"))
+    return Whole(required=True, strict=True, allow_none=nullable, validate=validate.Range(min=minimum),
+                 metadata=meta(description, example, format="int64"))
 
 
 def instant(what: str) -> fields.DateTime:

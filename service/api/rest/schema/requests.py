@@ -6,8 +6,8 @@ from typing import Any
 from marshmallow import ValidationError, fields, post_load, validate
 
 from service.api.rest.schema.base import (
-    EXAMPLE_DATE, EXAMPLE_DIGEST, EXAMPLE_ETAG, EXAMPLE_ID, NAME_PATTERN, PATH_PATTERN, Flag, Shape, condition, header,
-    integer, meta, text,
+    EXAMPLE_DATE, EXAMPLE_DIGEST, EXAMPLE_ETAG, EXAMPLE_ID, NAME_PATTERN, PATH_PATTERN, Flag, Shape, Whole, condition,
+    header, meta, text,
 )
 
 MAX_USERNAME_BYTES = 255
@@ -44,7 +44,8 @@ def _check_new_password(value: str) -> None:
 def _username(description: str, example: str, *, required: bool = False) -> fields.String:
     # the lengths in characters are for the document only, hence metadata: what counts is bytes
     return fields.String(required=required, validate=_check_username,
-                         metadata=meta(description, example, minLength=1, maxLength=MAX_USERNAME_BYTES))
+                         metadata=meta(description, example, minLength=1, maxLength=MAX_USERNAME_BYTES,
+                                       pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"))
 
 
 class _Named(Shape):
@@ -234,7 +235,8 @@ class VersionRestore(Shape):
 
     path = fields.String(required=True, validate=check_text, metadata=meta(
         "Path or id of the file", "/homework/notes.txt", pattern=PATH_PATTERN))
-    version = integer("Number of the version", 1, minimum=1)
+    version = Whole(required=True, strict=True, validate=validate.Range(min=1, max=2**31 - 1), metadata=meta(
+        "Number of the version", 1))
 
 
 class TrashQuery(Shape):
@@ -267,8 +269,9 @@ class FolderRequest(Shape):
 
 
 def _place(name: str, description: str, example: str, *, required: bool = False) -> fields.String:
-    return fields.String(required=required, data_key=name, attribute=name, validate=check_text,
-                         metadata=meta(description, example, minLength=1, pattern=PATH_PATTERN))
+    return fields.String(required=required, data_key=name, attribute=name,
+                         validate=[check_text, validate.Length(min=1)],
+                         metadata=meta(description, example, pattern=PATH_PATTERN))
 
 
 _OVERWRITE = Flag(load_default=False, metadata=meta(
@@ -292,6 +295,9 @@ class MoveHeaders(Shape):
 
 class BatchOperation(Shape):
     """A deletion (`path`, `permanent`), or a move or copy (`from`, `to`, `overwrite`)."""
+
+    json_schema = {"oneOf": [{"properties": {"op": {"const": "delete"}}, "required": ["path"]},
+                             {"properties": {"op": {"enum": ["move", "copy"]}}, "required": ["from", "to"]}]}
 
     op = text("What to do", "move", validate=validate.OneOf(["delete", "move", "copy"]))
     path = _place("path", "Path or id of what is deleted", "/homework/old.txt")
