@@ -17,7 +17,7 @@ $(foreach setting,$(SHORT_SETTINGS),$(eval $(call pass_on,$(setting))))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test migrate lint lock clean docker-up docker-down
+.PHONY: help run test mutants migrate lint lock clean docker-up docker-down
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ run: $(VENV)/installed ## start everything on http://127.0.0.1:9000 (PORT=, DATA
 
 test: $(VENV)/installed-dev ## run all tests, or those of T=path
 	@exec $(PY) -m pytest $(T)
+
+mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
+	@exec $(PY) -m pytest -q -p tests.mutants -m mutant
 
 migrate: $(VENV)/installed ## bring the database to the current schema (ARGS=--list, ARGS='--rollback 1')
 	@exec $(PY) -m service migrate $(ARGS)

@@ -1,6 +1,6 @@
 """Plausible mistakes, each of which the scenarios must catch: a fault test that nothing can fail proves nothing.
 
-The numbers are those of the reliability notes, 3.2; M1, M2 and M8 are beside the store's own tests.
+The numbers are those of `tests/mutants.py`; other mutants are beside the tests of what they break.
 """
 
 import asyncio
@@ -51,6 +51,7 @@ class CommittingFirst(Content):
         return stored
 
 
+@pytest.mark.mutant("M3", "the row is committed before the bytes are placed")
 async def test_m3_commit_before_the_placement_is_caught(world: World, failpoints: Failpoints) -> None:
     world.content = CommittingFirst(world.database, world.store, world.limits)
     with pytest.raises(AssertionError, match="an error was reported, but something changed"):
@@ -72,6 +73,7 @@ class RemovingOnAnyError(Content):
             raise
 
 
+@pytest.mark.mutant("M4", "bytes removed on an error of COMMIT")
 async def test_m4_bytes_removed_on_an_error_of_the_commit_are_caught(dsn: str, tmp_path: Path) -> None:
     def mutate(world: World) -> None:
         world.content = RemovingOnAnyError(world.database, world.store, world.limits)
@@ -97,6 +99,7 @@ class Unfenced(Housekeeping):
         return len(rows)
 
 
+@pytest.mark.mutant("M5", "removal without a fence")
 async def test_m5_removal_without_a_fence_is_caught(world: World, failpoints: Failpoints) -> None:
     world.housekeeping = Unfenced(world.database, world.store)
     with pytest.raises(AssertionError, match="bytes of version .* are gone"):
@@ -105,6 +108,7 @@ async def test_m5_removal_without_a_fence_is_caught(world: World, failpoints: Fa
     world.store.violations.clear()
 
 
+@pytest.mark.mutant("M5", "a fence that fences nothing")
 async def test_m5_removal_of_what_was_only_looked_for_is_caught(
         world: World, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fence_nothing(conn: Connection, keys: list[BlobKey]) -> None:
@@ -123,6 +127,7 @@ async def test_m5_removal_of_what_was_only_looked_for_is_caught(
 
 # --- M7: the quota is read, compared, and written ---
 
+@pytest.mark.mutant("M7", "the quota read, compared, then written")
 async def test_m7_quota_that_is_read_first_is_caught(
         world: World, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     together = asyncio.Barrier(TOGETHER)
@@ -168,12 +173,14 @@ class AnsweringEarly(Content):
             blob_key=staged.key, created_at=now, updated_at=now))
 
 
+@pytest.mark.mutant("M11", "the answer before the commit")
 async def test_m11_answer_before_the_commit_is_caught(world: World, failpoints: Failpoints) -> None:
     world.content = AnsweringEarly(world.database, world.store, world.limits)
     with pytest.raises(AssertionError, match="what was acknowledged is not there"):
         await fault_at_every_step_of_an_upload(world, failpoints, raise_os_error)
 
 
+@pytest.mark.mutant("M11", "the answer before the commit")
 async def test_m11_is_caught_by_a_lost_connection_too(dsn: str, tmp_path: Path) -> None:
     def mutate(world: World) -> None:
         world.content = AnsweringEarly(world.database, world.store, world.limits)

@@ -155,6 +155,8 @@ async def test_bytes_are_forced_before_the_link_and_the_folder_after_it(
     assert what_happens_to(disk, key)[-3:] == ["fsync bytes", "link bytes", "fsync folder"]
 
 
+@pytest.mark.mutant("M1", "no fsync of the bytes")
+@pytest.mark.mutant("M2", "no fsync of the folder")
 @every_upload
 async def test_store_that_forgets_an_fsync_is_found_out(
         faulty: Faulty, root: Path, upload: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +173,7 @@ async def test_store_that_forgets_an_fsync_is_found_out(
         assert "fsync bytes" not in what_happens_to(disk, await upload(store, root))
 
 
+@pytest.mark.mutant("M8", "a failed fsync tried again")
 async def test_store_that_tries_an_fsync_again_is_found_out(
         faulty: Faulty, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant M8: a second fsync succeeds although the kernel has dropped what the first could not write."""

@@ -119,6 +119,7 @@ async def test_every_placement_is_followed_by_a_sync_that_began_after_its_link(
     assert len(ledger.syncs) < PLACEMENTS / 2, "nothing was grouped"
 
 
+@pytest.mark.mutant("M2", "an fsync of the folder that began before the link, or none")
 @pytest.mark.parametrize("mutant", [JoiningStore, ForgetfulStore])
 async def test_store_that_answers_too_early_is_found_out(
         root: Path, monkeypatch: pytest.MonkeyPatch, mutant: type[ObservedStore]) -> None:
