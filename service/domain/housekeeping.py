@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from service import metrics
-from service.db import audit, blobs, links, sessions
+from service.db import audit, backup, blobs, links, sessions
 from service.db.pool import Connection, Database
 from service.domain.trash import Trash
 from service.domain.versions import Versions
@@ -88,7 +88,9 @@ class Housekeeping:
 
     async def _fence_batch(self, grace_seconds: float, *, skip: list[BlobKey]) -> list[tuple[BlobKey, int]]:
         async def fence(conn: Connection) -> list[tuple[BlobKey, int]]:
-            await blobs.fence_blobs(conn, await blobs.lock_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH))
+            if await backup.may_fence(conn):  # else a backup copies blobs; what is fenced already it does not need
+                keys = await blobs.lock_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH)
+                await blobs.fence_blobs(conn, keys)
             return await blobs.list_fenced(conn, skip=skip, limit=BATCH)
 
         return await self._database.in_transaction(fence)
