@@ -47,6 +47,9 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as error:
         if request.transport is None or request.transport.is_closing():
             trace.fields["client_gone"] = True
+        elif request.writer.output_size > 0:
+            # an answer has begun: another one would be taken for the rest of it, so the client is to see it break off
+            request.transport.abort()
         response = _render(error, trace)
     finally:
         if claim is not None:
@@ -92,6 +95,8 @@ def _render(error: Exception, trace: Trace) -> web.Response:
     headers: dict[str, str] = {}
     if isinstance(error, web.HTTPException):
         error, headers = from_aiohttp(error)
+    elif isinstance(error, ConnectionError) and "client_gone" in trace.fields:
+        error = errors.BadRequest("The client left before the end of the answer.")  # for the log alone
     elif not isinstance(error, errors.ServiceError):
         log.error("request.failed", request_id=trace.request_id, exc_info=error)
         error = errors.ServiceError("The service made a mistake; it has been logged under this request's id.")

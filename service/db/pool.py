@@ -1,6 +1,7 @@
 """Connections to PostgreSQL and transactions; what it means when they fail."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 import asyncpg
 import asyncpg.pool
 
-from service.errors import InvalidField, InvalidPath, Unavailable
+from service.db.watchdog import Borrowed, Watchdog
+from service.errors import InvalidField, InvalidPath, StorageFull, Unavailable
 
 if TYPE_CHECKING:  # the classes take no type arguments at run time
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -17,6 +19,7 @@ else:
 T = TypeVar("T")
 
 ACQUIRE_SECONDS = 4.0
+RELEASE_SECONDS = 2.0
 STATEMENT_SECONDS = 30.0
 _MAX_TRIES = 3
 # what the outcome of a statement tells about the server, not about the statement
@@ -24,13 +27,27 @@ _LOST = (
     asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
     asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.DiskFullError, asyncpg.OutOfMemoryError, asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InternalClientError, ConnectionError, TimeoutError, OSError,
+    asyncpg.OutOfMemoryError, asyncpg.ReadOnlySQLTransactionError, asyncpg.InternalClientError,
 )
+# of the system, but raised by the driver: a server that is not there, or does not answer in time
+_SYSTEM = (TimeoutError, OSError)
 _RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 
 _UNFIT: dict[str | None, type[InvalidField]] = {"files_name_check": InvalidPath, "users_username_check": InvalidField}
+
+
+def _means_lost(error: Exception) -> bool:
+    """Whether the error is about the server, or the way to it.
+
+    What a caller does between two statements, to a disk or to a client, fails with errors of the system too: only
+    those that the driver raised count, which the place tells where they were raised.
+    """
+    if isinstance(error, _LOST):
+        return True
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    by = next((name for name in reversed(raised_in) if not name.startswith("asyncio.")), "")
+    return isinstance(error, _SYSTEM) and by.startswith("asyncpg.")
 
 
 @contextmanager
@@ -54,8 +71,10 @@ class Database:
     known, so a caller must not undo what a committed transaction would need.
     """
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", watchdog: Watchdog) -> None:
         self._pool = pool
+        self._watchdog = watchdog
+        self._watching = asyncio.create_task(watchdog.watch())
 
     @classmethod
     async def open(cls, dsn: str, *, size: int) -> "Database":
@@ -66,18 +85,37 @@ class Database:
                 server_settings={
                     "application_name": "file-storage", "timezone": "UTC", "synchronous_commit": "on",
                     "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s", "jit": "off"})
-        except _LOST as error:
+        except (*_LOST, *_SYSTEM) as error:
             raise Unavailable("The database cannot be reached.", retry_after_seconds=2) from error
-        return cls(pool)
+        return cls(pool, Watchdog(dsn))
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Borrow a connection, for statements that each stand alone."""
+        """Borrow a connection, for statements that each stand alone; raise Unavailable, or StorageFull for its disk."""
+        connection = await self._acquire()
         try:
-            async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+            with self._watchdog.watching(connection):
                 yield connection
-        except _LOST as error:
+        except asyncpg.DiskFullError as error:
+            raise StorageFull("The database has no room for this; nothing was stored.") from error
+        except Exception as error:
+            if not _means_lost(error):
+                raise
             raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
+        finally:
+            await self._release(connection)
+
+    async def _acquire(self) -> Borrowed:
+        try:
+            return await self._pool.acquire(timeout=ACQUIRE_SECONDS)
+        except (*_LOST, *_SYSTEM) as error:
+            raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
+
+    async def _release(self, connection: Borrowed) -> None:
+        try:
+            await self._pool.release(connection, timeout=RELEASE_SECONDS)
+        except (*_LOST, *_SYSTEM):
+            pass  # what was done on it is done; the pool has closed it and makes another one
 
     async def in_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim."""
@@ -108,6 +146,7 @@ class Database:
 
     async def close(self) -> None:
         """Give the connections back; at most ten seconds are waited for those in use."""
+        self._watching.cancel()
         try:
             await asyncio.wait_for(self._pool.close(), 10)
         except TimeoutError:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 
 import service.db
@@ -27,8 +28,15 @@ _OF_STORE = ("place", "delete")
 
 
 async def raise_os_error(conn: Any) -> None:
-    """The disk, or a connection, fails."""
+    """The disk fails."""
     raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def raise_lost(conn: Any) -> None:
+    """The connection is gone, as the driver says it; at a step of the store the disk fails."""
+    if conn is None:
+        await raise_os_error(conn)
+    raise asyncpg.ConnectionDoesNotExistError("injected")
 
 
 async def raise_refusal(conn: Any) -> None:

@@ -11,12 +11,14 @@ from service.errors import Unavailable
 from service.model import Caller
 from service.names import split_path
 from tests.domain.commit_proxy import Moment
-from tests.domain.failpoints import Action, Failpoints, raise_os_error, raise_refusal, raise_surprise
+from tests.domain.failpoints import (
+    Action, Failpoints, raise_lost, raise_os_error, raise_refusal, raise_surprise,
+)
 from tests.domain.scenarios import NEW, OLD, connection_lost_around_the_commit, fault_at_every_step_of_an_upload
 from tests.invariants import check_all, nothing_removed_before_its_fence, take_snapshot
 from tests.world import World
 
-KINDS: dict[str, Action] = {"refusal": raise_refusal, "lost connection": raise_os_error, "surprise": raise_surprise}
+KINDS: dict[str, Action] = {"refusal": raise_refusal, "lost connection": raise_lost, "surprise": raise_surprise}
 every_kind = pytest.mark.parametrize("kind", [*KINDS, "ended backend"])
 
 
