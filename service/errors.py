@@ -198,6 +198,12 @@ class Unavailable(ServiceError):
     code = "unavailable"
 
 
+class OutcomeUnknown(Unavailable):
+    """The connection to the database broke while the change was stored: it has happened entirely or not at all."""
+
+    code = "outcome_unknown"
+
+
 class QuotaExceeded(ServiceError):
     """The account has no room for this; nothing was stored."""
 

@@ -1,22 +1,30 @@
 """Connections to PostgreSQL and transactions; what it means when they fail."""
 
 import asyncio
+import functools
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 import asyncpg.pool
+import structlog
 
+from service.db import outcomes
 from service.db.watchdog import Borrowed, Watchdog
-from service.errors import InvalidField, InvalidPath, StorageFull, Unavailable
+from service.errors import InvalidField, InvalidPath, OutcomeUnknown, StorageFull, Unavailable
+from service.model import UserId
 
 if TYPE_CHECKING:  # the classes take no type arguments at run time
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 else:
     Connection = asyncpg.Connection
 T = TypeVar("T")
+Tell = Callable[[Set[UserId]], Awaitable[None]]
+
+log = structlog.get_logger()
 
 ACQUIRE_SECONDS = 4.0
 RELEASE_SECONDS = 2.0
@@ -64,30 +72,46 @@ def refuse_unfit_name(field: str) -> Iterator[None]:
         raise kind("This name has characters that the database does not know in this order.", field=field) from None
 
 
+# the accounts that the transaction under way changes
+_CHANGED: ContextVar[set[UserId] | None] = ContextVar("changed_accounts", default=None)
+
+
+def mark_changed(user_id: UserId) -> None:
+    """In a transaction: what was remembered about the account is outdated when it ends."""
+    if (changed := _CHANGED.get()) is not None:
+        changed.add(user_id)
+
+
+async def _tell_nobody(user_ids: Set[UserId]) -> None:
+    """Nothing is remembered."""
+
+
 class Database:
     """A pool of connections.
 
-    Everything that means "cannot be reached now" is raised as Unavailable; after a failed commit the outcome is not
-    known, so a caller must not undo what a committed transaction would need.
+    Everything that means "cannot be reached now" is raised as Unavailable.
     """
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", watchdog: Watchdog) -> None:
+    def __init__(self, dsn: str, pool: "asyncpg.Pool[asyncpg.Record]", tell: Tell) -> None:
+        self._dsn = dsn
         self._pool = pool
-        self._watchdog = watchdog
-        self._watching = asyncio.create_task(watchdog.watch())
+        self._tell = tell
+        self._watchdog = Watchdog(dsn)
+        self._watching = asyncio.create_task(self._watchdog.watch())
 
     @classmethod
-    async def open(cls, dsn: str, *, size: int) -> "Database":
-        """Connect; raise Unavailable if there is no server."""
+    async def open(cls, dsn: str, *, size: int, tell: Tell = _tell_nobody) -> "Database":
+        """Connect; raise Unavailable if there is no server.  `tell` learns which accounts were changed."""
         try:
             pool = await asyncpg.create_pool(
                 dsn, min_size=1, max_size=size, timeout=ACQUIRE_SECONDS, command_timeout=STATEMENT_SECONDS,
+                connection_class=outcomes.Session, init=outcomes.prepare,
                 server_settings={
                     "application_name": "file-storage", "timezone": "UTC", "synchronous_commit": "on",
                     "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s", "jit": "off"})
         except (*_LOST, *_SYSTEM) as error:
             raise Unavailable("The database cannot be reached.", retry_after_seconds=2) from error
-        return cls(pool, Watchdog(dsn))
+        return cls(dsn, pool, tell)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -118,15 +142,51 @@ class Database:
             pass  # what was done on it is done; the pool has closed it and makes another one
 
     async def in_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim."""
+        """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim.
+
+        An error of COMMIT is looked into: what was committed is a success, what was not is done again.  Raises
+        OutcomeUnknown if nobody can tell; a caller must not undo then what a committed transaction would need.  After
+        any other error nothing was committed.
+
+        Before this returns, or raises, whoever remembers things about the accounts that the work has named with
+        `mark_changed` is told: an error of COMMIT may mean that it took place.
+        """
+        changed: set[UserId] = set()
+        before = _CHANGED.set(changed)
+        try:
+            return await self._try_transaction(work)
+        finally:
+            _CHANGED.reset(before)
+            if changed:
+                await self._tell(changed)
+
+    async def _try_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         for tries_left in reversed(range(_MAX_TRIES)):
+            commit: outcomes.Commit | None = None
             try:
                 async with self.connection() as connection, connection.transaction():
-                    return await work(connection)
+                    result = await work(connection)
+                    commit = outcomes.about_to_commit(connection)
+                return result
             except _RETRIED as error:
                 if not tries_left:
                     raise Unavailable("Too many changes at once; try again.", retry_after_seconds=1) from error
+            except Unavailable as error:
+                if commit is None:
+                    raise
+                if await self._was_committed(commit, error):
+                    return result
+                if not tries_left:
+                    raise
         raise AssertionError("unreachable")
+
+    async def _was_committed(self, commit: outcomes.Commit, error: Unavailable) -> bool:
+        outcome = await outcomes.find_outcome(functools.partial(
+            asyncpg.connect, self._dsn, timeout=outcomes.LOOK_SECONDS, command_timeout=outcomes.LOOK_SECONDS), commit)
+        log.warning("commit_lost", transaction=commit.xact_id, outcome=outcome)
+        if outcome == "unknown":
+            raise OutcomeUnknown(retry_after_seconds=2) from error
+        return outcome == "committed"
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:

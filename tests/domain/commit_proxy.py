@@ -1,4 +1,7 @@
-"""A socket between the service and PostgreSQL that loses the connection around a COMMIT: before it or after it."""
+"""A socket between the service and PostgreSQL that loses the connection around a COMMIT: before it or after it.
+
+And then, if it is to, lets nobody through who would ask what became of it.
+"""
 
 import asyncio
 import tempfile
@@ -21,14 +24,24 @@ class CommitProxy:
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
         self._armed: Moment | None = None
+        self._then_shuts = False
+        self._is_shut = False
         self.lost = 0
 
-    def arm(self, moment: Moment) -> None:
-        """Lose the next COMMIT before it reaches the server, or the answer to it."""
+    def arm(self, moment: Moment, *, then_shuts: bool = False) -> None:
+        """Lose the next COMMIT before it reaches the server, or the answer to it; then refuse new connections."""
         self._armed = moment
+        self._then_shuts = then_shuts
+
+    def open(self) -> None:
+        """Let everybody through again."""
+        self._is_shut = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        if self._is_shut:
+            writer.transport.abort()
+            return
         server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
         to_server = asyncio.create_task(self._pass_requests(reader, server_writer))
         to_client = asyncio.create_task(self._pass_answers(server_reader, writer))
@@ -57,6 +70,7 @@ class CommitProxy:
 
     def _lose(self) -> None:
         self._armed = None
+        self._is_shut = self._then_shuts
         self.lost += 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 
 from service.domain.content import Stored
-from service.errors import QuotaExceeded, Unavailable
+from service.errors import OutcomeUnknown, QuotaExceeded
 from service.model import Caller, File, VersionId, new_uuid
 from service.names import split_path
 from tests.domain.commit_proxy import Moment, open_proxy
@@ -72,27 +72,43 @@ async def fault_at_every_step_of_an_upload(world: World, failpoints: Failpoints,
 
 async def connection_lost_around_the_commit(dsn: str, root: Path, moment: Moment,
                                             change: Change = lambda world: None) -> None:
-    """A client cannot know what happened, but it is one of two things; and trying again makes it good."""
-    strays = 0
-    async with open_proxy(dsn) as (proxy, address), open_world(address, root, direct_dsn=dsn) as world:
+    """PostgreSQL is asked what happened; if it did not, it is done again: stored once, as if nothing had been."""
+    async with open_proxy(dsn) as (proxy, address), open_world(address, root, direct_dsn=dsn, versions_keep=9) as world:
         change(world)
         caller = await world.new_caller()
         await world.put(caller, "/existing", OLD)
-        for path in ("/new/file", "/existing"):
+        for path, number in (("/new/file", 1), ("/existing", 2)):
             await world.content.drain()
             proxy.arm(moment)
             outcome = await outcome_of(world.put(caller, path, NEW))
             await asyncio.wait_for(world.content.drain(), 30)
-            is_there = (await world.listing(caller)).get(path) == hashlib.sha256(NEW).hexdigest()
-            assert not isinstance(outcome, Stored) or is_there, "what was acknowledged is not there"
-            assert is_there == (moment == "after")
-            assert isinstance(outcome, Unavailable) and outcome.retry_after_seconds
-            assert await world.get(caller, "/existing") in (OLD, NEW)
-            strays += not is_there
-            await world.put(caller, path, NEW)
+            assert isinstance(outcome, Stored), f"the outcome could be known, but was {outcome!r}"
+            file = await world.files.info(caller, split_path(path))
+            assert file == outcome.file and outcome.file.version == number, "it was not stored exactly once"
             assert await world.get(caller, path) == NEW
         assert proxy.lost == 2
-        await check_all(dsn, root, strays=strays)
+        await check_all(dsn, root)
+
+
+async def database_lost_around_the_commit(dsn: str, root: Path, moment: Moment,
+                                          change: Change = lambda world: None) -> None:
+    """Nobody can say what happened: so does the service, and keeps the bytes; trying again makes it good."""
+    async with open_proxy(dsn) as (proxy, address), open_world(address, root, direct_dsn=dsn) as world:
+        change(world)
+        caller = await world.new_caller()
+        proxy.arm(moment, then_shuts=True)
+        outcome = await outcome_of(world.put(caller, "/new/file", NEW))
+        await asyncio.wait_for(world.content.drain(), 30)
+        proxy.open()
+        is_there = (await world.listing(caller)).get("/new/file") == hashlib.sha256(NEW).hexdigest()
+        assert not isinstance(outcome, Stored) or is_there, "what was acknowledged is not there"
+        assert is_there == (moment == "after")
+        assert isinstance(outcome, OutcomeUnknown) and outcome.retry_after_seconds
+        assert not is_there or await world.get(caller, "/new/file") == NEW
+        await world.put(caller, "/new/file", NEW)
+        assert await world.get(caller, "/new/file") == NEW
+        assert proxy.lost == 1
+        await check_all(dsn, root, strays=int(not is_there))
 
 
 FITTING, UPLOADS, FILE_BYTES = 10, 50, 7

@@ -14,7 +14,9 @@ from tests.domain.commit_proxy import Moment
 from tests.domain.failpoints import (
     Action, Failpoints, raise_lost, raise_os_error, raise_refusal, raise_surprise,
 )
-from tests.domain.scenarios import NEW, OLD, connection_lost_around_the_commit, fault_at_every_step_of_an_upload
+from tests.domain.scenarios import (
+    NEW, OLD, connection_lost_around_the_commit, database_lost_around_the_commit, fault_at_every_step_of_an_upload,
+)
 from tests.invariants import check_all, nothing_removed_before_its_fence, take_snapshot
 from tests.world import World
 
@@ -33,9 +35,14 @@ async def test_fault_at_any_step_of_an_upload_changes_nothing(world: World, fail
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_connection_lost_around_the_commit_loses_and_tears_nothing(
-        dsn: str, tmp_path: Path, moment: Moment) -> None:
+async def test_connection_lost_around_the_commit_is_made_good(dsn: str, tmp_path: Path, moment: Moment) -> None:
     await connection_lost_around_the_commit(dsn, tmp_path / "data", moment)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_database_lost_around_the_commit_loses_and_tears_nothing(
+        dsn: str, tmp_path: Path, moment: Moment) -> None:
+    await database_lost_around_the_commit(dsn, tmp_path / "data", moment)
 
 
 async def test_backend_ended_just_before_the_commit_changes_nothing(world: World, failpoints: Failpoints) -> None:

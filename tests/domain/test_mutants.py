@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.db import blobs, users
+from service.db import blobs, outcomes, users
 from service.db.pool import Connection
 from service.domain.content import Content, Stored, Target
 from service.domain.housekeeping import Housekeeping
@@ -18,8 +18,8 @@ from service.errors import QuotaExceeded, ServiceError
 from service.model import BlobKey, Caller, Conditions, File, FileId, Staged, UserId, VersionId, new_uuid
 from tests.domain.failpoints import Failpoints, raise_os_error
 from tests.domain.scenarios import (
-    TOGETHER, connection_lost_around_the_commit, fault_at_every_step_of_an_upload, reference_added_while_sweeping,
-    uploads_at_the_edge_of_the_quota,
+    TOGETHER, connection_lost_around_the_commit, database_lost_around_the_commit, fault_at_every_step_of_an_upload,
+    reference_added_while_sweeping, uploads_at_the_edge_of_the_quota,
 )
 from tests.world import World
 
@@ -78,8 +78,21 @@ async def test_m4_bytes_removed_on_an_error_of_the_commit_are_caught(dsn: str, t
     def mutate(world: World) -> None:
         world.content = RemovingOnAnyError(world.database, world.store, world.limits)
 
-    with pytest.raises((AssertionError, FileNotFoundError)):
-        await connection_lost_around_the_commit(dsn, tmp_path / "data", "after", mutate)
+    with pytest.raises(FileNotFoundError):
+        await database_lost_around_the_commit(dsn, tmp_path / "data", "after", mutate)
+
+
+# --- M18: an error of COMMIT is not looked into ---
+
+@pytest.mark.mutant("M18", "a lost COMMIT taken for a failed one, and done again")
+async def test_m18_lost_commit_that_is_done_again_is_caught(
+        dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find_nothing(*_: object) -> outcomes.Outcome:
+        return "aborted"
+
+    monkeypatch.setattr(outcomes, "find_outcome", find_nothing)
+    with pytest.raises(AssertionError, match="the outcome could be known|it was not stored exactly once"):
+        await connection_lost_around_the_commit(dsn, tmp_path / "data", "after")
 
 
 # --- M5: garbage is removed without a fence ---
@@ -186,4 +199,4 @@ async def test_m11_is_caught_by_a_lost_connection_too(dsn: str, tmp_path: Path) 
         world.content = AnsweringEarly(world.database, world.store, world.limits)
 
     with pytest.raises(AssertionError, match="what was acknowledged is not there"):
-        await connection_lost_around_the_commit(dsn, tmp_path / "data", "before", mutate)
+        await database_lost_around_the_commit(dsn, tmp_path / "data", "before", mutate)
