@@ -7,12 +7,13 @@ is cut by the same parser in both cases.  Everything that touches bytes runs on 
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 from aiohttp import web
+from multidict import MultiDict
 from multipart import (
     MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header,
 )
@@ -86,8 +87,8 @@ def _from_base64(text: str) -> bytes | None:
 
 # --- small bodies ---
 
-async def read_json_or_form(request: web.Request, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
-    """The fields of a small body: a JSON object, or a form (application/x-www-form-urlencoded)."""
+async def read_json_or_form(request: web.Request, *, max_bytes: int = MAX_JSON_BYTES) -> Mapping[str, object]:
+    """The fields of a small body: a JSON object, or a form (application/x-www-form-urlencoded), for `schema.load`."""
     check_head(request)
     raw = await _read_small(request, max_bytes)
     if request.content_type == "application/x-www-form-urlencoded":
@@ -118,15 +119,12 @@ async def _read_small(request: web.Request, max_bytes: int) -> bytes:
     return bytes(pieces)
 
 
-def _parse_form(raw: bytes) -> dict[str, object]:
+def _parse_form(raw: bytes) -> MultiDict[str]:
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS)
+        return MultiDict(parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict",
+                                   max_num_fields=MAX_PARTS))
     except ValueError:  # UnicodeDecodeError is one
         raise BadRequest("The body is not a valid form.") from None
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise BadRequest("A field of the form is given twice.")
-    return dict(fields)
 
 
 # --- bodies of files ---
@@ -191,9 +189,9 @@ async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
 
 @dataclass(slots=True, kw_only=True)
 class Form:
-    """What a form said: its text fields, and its one file."""
+    """What a form said: its text fields, for `schema.load`, and its one file."""
 
-    fields: dict[str, str]
+    fields: MultiDict[str]
     filename: str
     content_type: str
     staged: Staged
@@ -215,7 +213,7 @@ class _FormCutter:
         self._is_file = False
         self._text = bytearray()
         self._writer: Writer | None = None
-        self._fields: dict[str, str] = {}
+        self._fields: MultiDict[str] = MultiDict()
         self._filename = ""
         self._content_type = ""
 
@@ -263,10 +261,8 @@ class _FormCutter:
         if self._is_file:
             return
         name = segment.name or ""
-        if name in self._fields:
-            raise InvalidField("This field is given twice.", field=name)
         try:
-            self._fields[name] = self._text.decode("utf-8", "strict")
+            self._fields.add(name, self._text.decode("utf-8", "strict"))
         except UnicodeDecodeError:
             raise InvalidField("This field is not valid UTF-8.", field=name) from None
 

@@ -80,17 +80,19 @@ def render(error: errors.ServiceError, request_id: str, *, headers: dict[str, st
     return web.Response(status=status, body=orjson.dumps(problem), content_type=MEDIA_TYPE, headers=headers)
 
 
-def render_refusal(error: errors.ServiceError, request_id: str) -> web.Response:
+def render_refusal(error: errors.ServiceError, request_id: str, *,
+                   headers: dict[str, str] | None = None) -> web.Response:
     """The answer for an error to nginx's question whether an upload may begin.
 
     nginx's auth_request knows only yes (204) and no (403), so what the client is to be told travels in headers.
     """
-    refusal = render(error, request_id)
+    refusal = render(error, request_id, headers=headers)
     assert isinstance(refusal.body, bytes)
-    headers = {name: refusal.headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in refusal.headers}
+    kept = {name: refusal.headers[name] for name in ("WWW-Authenticate", "Retry-After", "Allow")
+            if name in refusal.headers}
     # a header is ASCII and one line: JSON can be both
     return web.Response(status=403, headers={
-        **headers, "X-Reject": str(refusal.status), "X-Reject-Body": json.dumps(orjson.loads(refusal.body))})
+        **kept, "X-Reject": str(refusal.status), "X-Reject-Body": json.dumps(orjson.loads(refusal.body))})
 
 
 def from_aiohttp(error: web.HTTPException) -> tuple[errors.ServiceError, dict[str, str]]:

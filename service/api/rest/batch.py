@@ -10,7 +10,7 @@ from service.api.delivery import parse_tags
 from service.api.keys import DOMAIN, TRACE
 from service.api.rest import schema
 from service.api.rest.answers import answer
-from service.api.rest.moves import object_json, parse_change
+from service.api.rest.moves import object_json, parse_change, parse_field
 from service.api.rest.openapi import operation
 from service.api.rest.params import parse_place
 from service.domain.batch import Deletion, Operation, Transfer
@@ -42,8 +42,11 @@ async def run_batch(request: web.Request) -> web.StreamResponse:
 def _operation(number: int, members: dict[str, Any]) -> Operation:
     """One operation; an error says which one, and names the field."""
     try:
-        for field in ("path",) if members["op"] == "delete" else ("from", "to"):
-            if not members.get(field):
+        needed = ("path",) if members["op"] == "delete" else ("from", "to")
+        for field in ("path", "from", "to"):
+            if members.get(field):
+                parse_field(members, field)  # also what is not needed has to be right
+            elif field in needed:
                 raise InvalidField("This field is needed.", field=field)
         conditions = Conditions(if_match=_tags(members))
         if members["op"] == "delete":

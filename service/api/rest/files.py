@@ -15,7 +15,7 @@ from service.api.rest.answers import answer
 from service.api.rest.openapi import ANY, MULTIPART, Answer, operation
 from service.api.rest.params import conditions_of, parse_place, place_of, query_of, read_query
 from service.domain.content import Place, Stored, Target
-from service.errors import BadRequest, InvalidField
+from service.errors import BadRequest, InvalidField, InvalidPath
 from service.model import Caller, Folder, Staged
 
 FORM_FRAME_BYTES = 64 * 1024  # what the parts of a form may add to its file; only a first look depends on it
@@ -29,7 +29,9 @@ async def admit_upload(request: web.Request, who: Caller, method: str, address: 
     """Refuse an upload before its first byte; called with the method and address that the client used."""
     body.check_head(request)
     announced = body.announced_bytes(request)
-    text = read_query(address).get("path")
+    query = read_query(address)
+    _check_target(query)
+    text = query.get("path")
     if text:
         request[TRACE].fields["path"] = text
     if method == "PUT":
@@ -58,6 +60,17 @@ def parse_target(path: str | None, own_name: str | None) -> Target:
     """Where an upload goes; `own_name` is for when `path` turns out to be a folder's; raise InvalidPath."""
     path = path or "/"
     return Target(place=parse_place(path), in_folder=path.endswith("/"), own_name=own_name or None)
+
+
+def _check_target(given: Mapping[str, str]) -> None:
+    """Raise InvalidPath for any word on where an upload goes that is no path or name, also if another one counts."""
+    for field, check in (("path", parse_place), ("file", parse_place), ("name", names.check_name)):
+        if text := given.get(field):
+            try:
+                check(text)
+            except InvalidPath as error:
+                error.field = field
+                raise
 
 
 @asynccontextmanager
@@ -112,7 +125,9 @@ async def upload_form(request: web.Request) -> web.StreamResponse:
     await _admit(request)
     form = await body.stage_form(request)
     async with _used_up(request, form.staged):
-        path, name = _where(query_of(request), form.fields)
+        fields = schema.load(schema.UploadQuery, form.fields)
+        _check_target(fields)
+        path, name = _where(query_of(request), fields)
         request[TRACE].fields["path"] = path
         target = parse_target(path, name or _base_name(form.filename))
         return await _store(request, target, form.staged, media_type(form.content_type))

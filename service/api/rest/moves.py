@@ -26,11 +26,12 @@ _ERRORS = {404: "", 412: "", 422: "A path cannot be used, and is named: `invalid
 def parse_change(data: dict[str, Any], conditions: Conditions) -> Change:
     """What goes where; raise InvalidPath with the field named."""
     to = data["to"]
-    return Change(source=_place(data, "from"), target=Target(place=_place(data, "to"), in_folder=to.endswith("/")),
-                  overwrite=data["overwrite"], conditions=conditions)
+    target = Target(place=parse_field(data, "to"), in_folder=to.endswith("/"))
+    return Change(source=parse_field(data, "from"), target=target, overwrite=data["overwrite"], conditions=conditions)
 
 
-def _place(data: dict[str, Any], field: str) -> Place:
+def parse_field(data: dict[str, Any], field: str) -> Place:
+    """The place that a field names; raise InvalidPath with the field named."""
     try:
         return parse_place(data[field])
     except InvalidPath as error:

@@ -179,7 +179,7 @@ def _document_answer(handler: Handler, status: int, answer: Answer | tuple[type[
     if answer.schema:
         response["schema"] = answer.schema
     if answer.media:
-        response["x-content"] = list(answer.media)
+        response["examples"] = dict.fromkeys(answer.media)  # where Swagger 2.0 names media types
     docs(responses={str(status): response})(handler)
 
 

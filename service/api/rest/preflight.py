@@ -4,7 +4,7 @@ from aiohttp import web
 
 from service.api.auth import authenticate
 from service.api.body import announced_bytes
-from service.api.errors import render_refusal, status_of
+from service.api.errors import from_aiohttp, render_refusal, status_of
 from service.api.keys import BEHIND_NGINX, CALLER, TRACE, Action, Trace
 from service.api.rest.files import admit_upload
 from service.api.rest.links import admit_link_upload
@@ -24,14 +24,24 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
             await admit_link_upload(request, address)
         else:
             who = request[CALLER] = await authenticate(request)
+            _check_method(request, method)
             if method in ("PUT", "POST"):
                 await admit_upload(request, who, method, address)
             elif announced_bytes(request) != 0:
                 raise BadRequest("This method takes no body here.")  # or nginx would spool it, whatever the quota is
-    except ServiceError as error:
+    except (ServiceError, web.HTTPMethodNotAllowed) as problem:
+        error, headers = (problem, {}) if isinstance(problem, ServiceError) else from_aiohttp(problem)
         _note(request[TRACE], error, method, address)
-        return render_refusal(error, request[TRACE].request_id)
+        return render_refusal(error, request[TRACE].request_id, headers=headers)
     return web.Response(status=204)
+
+
+def _check_method(request: web.Request, method: str) -> None:
+    """Raise HTTPMethodNotAllowed for a method that /file does not have, before its body is looked at."""
+    allowed = {route.method for route in request.app.router.routes()
+               if route.resource is not None and route.resource.canonical == "/file"}
+    if method not in allowed:
+        raise web.HTTPMethodNotAllowed(method, allowed)
 
 
 def _note(trace: Trace, error: ServiceError, method: str, address: str) -> None:

@@ -28,8 +28,9 @@ _METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 def to_openapi_31(swagger: Json) -> Json:
     """Convert a Swagger 2.0 document; the argument is left as it is.
 
-    Beyond the two specifications: an answer with the schema `Problem` is application/problem+json; `x-content` lists
-    the media types of an answer without a schema; a HEAD beside a GET is left out unless it has `x-head`.
+    Beyond the two specifications: an answer with the schema `Problem` is application/problem+json; the keys of
+    `examples` are all media types of an answer, of which JSON has the schema; a HEAD beside a GET is left out unless
+    it has `x-head`.
     """
     kept = {key: value for key, value in swagger.items() if key in ("info", "tags", "externalDocs", "security")}
     document: Json = {
@@ -122,8 +123,9 @@ def _response(given: Json, produces: list[str]) -> Json:
             name: {"description": header.get("description", ""),
                    "schema": _schema({key: value for key, value in header.items() if key != "description"})}
             for name, header in headers.items()}
-    if "x-content" in given:
-        result["content"] = {media: {} for media in given["x-content"]}
+    if "examples" in given:
+        shape = {"schema": _schema(given["schema"])} if "schema" in given else {}
+        result["content"] = {media: shape if media == JSON else {} for media in given["examples"]}
     elif given.get("schema", {}).get("type") == "file":
         result["content"] = {media: {} for media in produces}
     elif "schema" in given:

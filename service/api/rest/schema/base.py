@@ -67,9 +67,10 @@ def header(name: str, description: str, example: str) -> fields.String:
     return fields.String(data_key=name, metadata=meta(description, example))
 
 
-def condition(name: str, description: str, example: str) -> fields.String:
+def condition(name: str, description: str, example: str, **more: Any) -> fields.String:
     """A header with entity tags, one of which at least has to be there."""
-    return fields.String(data_key=name, metadata=meta(description, example, pattern=_TAGS_PATTERN))
+    return fields.String(data_key=name, metadata=meta(description, example, format="entity-tags",
+                                                      pattern=_TAGS_PATTERN), **more)
 
 
 class Flag(fields.Boolean):

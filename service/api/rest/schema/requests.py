@@ -305,8 +305,8 @@ class BatchOperation(Shape):
     source = _place("from", "Path or id of what is moved or copied", "/homework/notes.txt")
     to = _place("to", "New path, or a folder to go into", "/archive/2020/")
     overwrite = _OVERWRITE
-    if_match = fields.String(validate=check_text, metadata=meta(
-        "Only if the file has one of these entity tags, as in the header If-Match", EXAMPLE_ETAG))
+    if_match = condition("if_match", "Only if the file has one of these entity tags, as in the header If-Match",
+                         EXAMPLE_ETAG, validate=check_text)
 
 
 class BatchRequest(Shape):
