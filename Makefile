@@ -17,7 +17,7 @@ $(foreach setting,$(SHORT_SETTINGS),$(eval $(call pass_on,$(setting))))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test mutants migrate lint lock clean docker-up docker-down
+.PHONY: help run test bench mutants migrate lint lock clean docker-up docker-down
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,10 @@ test: $(VENV)/installed-dev ## run all tests, or those of T=path
 
 mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
 	@exec $(PY) -m pytest -q -p tests.mutants -m mutant
+
+bench: $(VENV)/installed-dev ## measure beside plain nginx and rivals (ROWS=hot,put FULL=1 AGAINST=checkout ACCEPT=1)
+	@exec $(PY) -m tests.bench $(if $(FULL),--full) $(if $(ROWS),--rows '$(ROWS)') \
+	    $(if $(AGAINST),--against '$(AGAINST)') $(if $(ACCEPT),--accept)
 
 migrate: $(VENV)/installed ## bring the database to the current schema (ARGS=--list, ARGS='--rollback 1')
 	@exec $(PY) -m service migrate $(ARGS)

@@ -50,6 +50,8 @@ class Wanted:
     version_pattern: str
     min_version: tuple[int, ...]
     must_mention: tuple[str, ...] = ()
+    exit_code: int = 0
+    """What it ends with when it has said its version."""
 
 
 WANTED = {
@@ -57,6 +59,8 @@ WANTED = {
     "nginx": Wanted("-V", r"nginx/(\d+\.\d+\.\d+)", (1, 19, 5),
                     ("http_auth_request_module", "http_secure_link_module")),
     "redis-server": Wanted("--version", r"v=(\d+\.\d+\.\d+)", (5, 0, 0)),
+    "wrk": Wanted("-v", r"wrk \S*?(\d+\.\d+\.\d+)", (4, 0, 0), exit_code=1),
+    "rclone": Wanted("version", r"rclone v(\d+\.\d+\.\d+)", (1, 50, 0)),
 }
 
 
@@ -103,7 +107,7 @@ def _library_path(unpacked: Path) -> dict[str, str]:
 def _try(path: Path, wanted: Wanted, environment: Mapping[str, str]) -> Program | None:
     """Run it and look at what it says about itself."""
     try:
-        text = _run([path, wanted.version_option], environment)
+        text = _run([path, wanted.version_option], environment, exit_code=wanted.exit_code)
     except _Failed:
         return None
     found = re.search(wanted.version_pattern, text)
@@ -113,14 +117,15 @@ def _try(path: Path, wanted: Wanted, environment: Mapping[str, str]) -> Program 
     return Program(path, version, environment)
 
 
-def _run(command: Sequence[str | Path], environment: Mapping[str, str], cwd: Path | None = None) -> str:
+def _run(command: Sequence[str | Path], environment: Mapping[str, str], cwd: Path | None = None, *,
+         exit_code: int = 0) -> str:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               env={**os.environ, "LC_ALL": "C", **environment}, cwd=cwd, timeout=SECONDS,
                               text=True, errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _Failed(str(error)) from None
-    if done.returncode != 0:
+    if done.returncode != exit_code:
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         raise _Failed(lines[-1] if lines else f"{command[0]} failed")
     return done.stdout

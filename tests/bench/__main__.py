@@ -1,0 +1,178 @@
+"""The benchmark: the service beside plain nginx on the same disk and beside rivals, in turn, as ratios.
+
+    make bench [FULL=1] [ROWS=hot,put] [ACCEPT=1] [AGAINST=another checkout]
+    python -m tests.bench [--full] [--rows hot,put] [--accept] [--against DIR]
+
+Ends with 1 if a ratio has fallen below its mark, and with 2 if nothing could be measured or an answer was wrong.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from service.run import programs
+from tests.bench import processes, report, rivals, rows_large, rows_small
+from tests.bench.contenders import Limit, Service
+from tests.bench.figures import Sample, WrongAnswer, ratios
+from tests.bench.report import Report, Result
+from tests.bench.rows import FULL, QUICK, Bench, Row
+
+PROJECT = Path(__file__).parents[2]
+BUILD = PROJECT / "build"
+ACCEPTED = Path(__file__).with_name("accepted.json")
+README = PROJECT / "README.md"
+ROWS: dict[str, Row] = {row.name: row for row in (*rows_small.ROWS, *rows_large.ROWS)}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _git(*arguments: str, folder: Path = PROJECT) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _commit(folder: Path) -> str:
+    """The commit of a checkout; a plus says that something was changed."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "service", "nginx", "sql", folder=folder)
+    return (_git("rev-parse", "--short", "HEAD", folder=folder) or "unknown") + ("+" if changed else "")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="more and longer rounds")
+    parser.add_argument("--rows", default="", metavar="NAME,NAME", help=f"only these of {', '.join(ROWS)}")
+    parser.add_argument("--accept", action="store_true", help="make these the accepted figures, in README.md too")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="measure the service of another checkout too")
+    parser.add_argument("--no-rivals", action="store_true", help="the service and the limit alone")
+    parser.add_argument("--scratch", type=Path, default=BUILD, metavar="DIR", help="where the data roots are made")
+    parser.add_argument("--rounds", type=int, help="so many rounds")
+    found = parser.parse_args()
+    if unknown := {name for name in found.rows.split(",") if name} - ROWS.keys():
+        parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    return found
+
+
+@contextmanager
+def _started(options: argparse.Namespace, about: dict[str, Any]) -> Iterator[Bench]:
+    """Everybody up, on one disk; all of it is gone afterwards."""
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    effort = FULL if options.full else QUICK
+    if options.rounds:
+        effort = type(effort)(options.rounds, min(options.rounds, effort.rival_rounds), effort.seconds)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=options.scratch.absolute())))
+        service, limit = Service("service", folder / "service"), Limit("limit", folder / "limit")
+        other = None
+        if options.against:
+            other = Service("other", folder / "other", checkout=options.against.absolute())
+        for contender in (service, limit, *([other] if other else [])):
+            stack.callback(contender.stop)
+            contender.start()
+        found, missing = ([], {}) if options.no_rivals else rivals.find(folder, BUILD.absolute() / "rivals")
+        for rival in found:
+            stack.callback(rival.stop)
+        started = list(rivals.start(found, missing))
+        about["rivals"] = {name: {"missing": why} for name, why in missing.items()} | {
+            rival.name: {"version": rival.version, "is_durable": rivals.forces_to_disk(rival)} for rival in started}
+        yield Bench(folder, service, limit, list(started), other, effort)
+
+
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+    """When, where and of what."""
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    nginx = programs.find_or_install("nginx")
+    about: dict[str, Any] = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "mode": "full" if options.full else "quick",
+        "commit": _commit(PROJECT), "machine": processes.describe(options.scratch).as_json(),
+        "nginx": f"nginx {nginx.version_text}" if nginx else "no nginx", "busy_share": processes.busy_share(),
+        "load": os.getloadavg()[0]}
+    if options.against:
+        about["other"] = _commit(options.against)
+    return about
+
+
+def _check_quiet(options: argparse.Namespace, about: dict[str, Any]) -> None:
+    """Warn of a machine that is not fit for figures; SystemExit if they are to be accepted."""
+    problems = []
+    if about["busy_share"] > processes.QUIET_SHARE:
+        problems.append(f"the machine is busy: others use {about['busy_share']:.0%} of its processors")
+    if about["machine"]["file_system"].startswith(("tmpfs", "ramfs")):
+        problems.append("the data would be in memory: choose a disk with --scratch")
+    for problem in problems:
+        _say(f"warning: {problem}")
+    if problems and options.accept:
+        raise SystemExit("error: such figures are not accepted")
+
+
+def _measure(bench: Bench, row: Row) -> Result:
+    """All rounds of a row: everybody in turn, in another order each time, after one run that does not count."""
+    for service in bench.services:
+        service.login()
+    runners = row.runners(bench)
+    for runner in runners:
+        runner.measure()
+    samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
+    for number in range(bench.effort.rounds):
+        turn = [runner for runner in runners if not runner.is_rival or number < bench.effort.rival_rounds]
+        bench.random.shuffle(turn)
+        for runner in turn:
+            samples[runner.name].append(runner.measure())
+    return Result.of(row, samples, [runner.name for runner in runners if runner.is_rival])
+
+
+def _run(options: argparse.Namespace) -> Report:
+    about = _about(options)
+    _check_quiet(options, about)
+    found = Report(about)
+    chosen = [name for name in ROWS if not options.rows or name in options.rows.split(",")]
+    with _started(options, about) as bench:
+        for name in chosen:
+            start = time.monotonic()
+            result = _measure(bench, ROWS[name])
+            found.rows[name] = result
+            found.observations |= {seen.name: seen for seen in ROWS[name].observe(bench)}
+            text = f"{name}: {result.ratio.median:.2f} ({result.ratio.lowest:.2f}-{result.ratio.highest:.2f})"
+            if bench.other:
+                change = ratios(result.samples["service"], result.samples["other"])
+                text += f"; against the other checkout {change.median:.2f} ({change.lowest:.2f}-{change.highest:.2f})"
+            _say(f"{text}; others used {result.foreign_share:.0%}; {time.monotonic() - start:.0f} s")
+    about["busiest_row"] = max(result.foreign_share for result in found.rows.values())
+    return found
+
+
+def main() -> int:
+    """Measure, print, compare, accept; the exit code."""
+    options = _arguments()
+    try:
+        found = _run(options)
+    except (RuntimeError, WrongAnswer) as error:
+        _say(f"error: {error}")
+        return 2
+    BUILD.mkdir(exist_ok=True)
+    (BUILD / "bench.json").write_text(found.as_json(), encoding="utf-8")
+    print(report.render(found))
+    accepted = Report.read(ACCEPTED)
+    lines, has_failed = report.compare(found, accepted)
+    print("\n" + "\n".join(lines))
+    if options.accept:
+        newer = accepted.updated(found)
+        ACCEPTED.write_text(newer.as_json(with_samples=False), encoding="utf-8")
+        report.write_between(README, report.render(newer))
+        _say("accepted, and written into README.md")
+        return 0
+    return 1 if has_failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

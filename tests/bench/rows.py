@@ -1,0 +1,107 @@
+"""What a row of the benchmark is: how its contenders are made ready, what one timed run does, what is to be reached."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from tests.bench.contenders import Contender, Limit, Service
+from tests.bench.figures import Sample, Timed
+from tests.bench.processes import Watch
+from tests.bench.transfers import Source
+
+Run = Callable[[], Timed]
+"""One timed run."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long it is measured."""
+
+    rounds: int
+    rival_rounds: int
+    seconds: int
+    """Of each run of small files."""
+
+
+QUICK = Effort(rounds=3, rival_rounds=1, seconds=1)
+FULL = Effort(rounds=9, rival_rounds=3, seconds=4)
+
+
+@dataclass
+class Bench:
+    """Everybody who runs, and what they share."""
+
+    folder: Path
+    service: Service
+    limit: Limit
+    rivals: list[Contender]
+    other: Service | None
+    """The service of another checkout, for a comparison of two versions."""
+    effort: Effort
+    large_bytes: int = 2**30
+    random: Random = field(default_factory=lambda: Random(1))
+    _source: Source | None = None
+
+    @property
+    def services(self) -> list[Service]:
+        """This version, and the other one if there is one."""
+        return [self.service, *([self.other] if self.other else [])]
+
+    @property
+    def contenders(self) -> list[Contender]:
+        """All of them, this version first, then the limit."""
+        return [self.service, self.limit, *([self.other] if self.other else []), *self.rivals]
+
+    @property
+    def source(self) -> Source:
+        """The large file, made when it is first asked for."""
+        self._source = self._source or Source.make(self.folder / "large.bin", self.large_bytes)
+        return self._source
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One contender of one row."""
+
+    name: str
+    pids: tuple[int, ...]
+    run: Run
+    is_rival: bool = False
+
+    def measure(self) -> Sample:
+        """One run, with what it cost."""
+        watch = Watch(self.pids)
+        timed = self.run()
+        cpu_seconds, foreign_share = watch.read()
+        return Sample(timed.units, timed.seconds, cpu_seconds + timed.cpu_seconds, foreign_share)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A figure that is not a ratio of two rates."""
+
+    name: str
+    title: str
+    value: float
+    unit: str
+    at_most: float | None = None
+
+
+class Row(ABC):
+    """A comparison: the first runner with the second one, and with all others."""
+
+    name: str
+    title: str
+    unit: str
+    """`requests`, `bytes` or `rows`."""
+    at_least: float | None
+
+    @abstractmethod
+    def runners(self, bench: Bench) -> list[Runner]:
+        """Everybody made ready: the subject, the reference, others."""
+
+    def observe(self, bench: Bench) -> list[Observation]:
+        """What else is to be told when all rounds are over."""
+        return []

@@ -1,0 +1,82 @@
+"""Rows with a file of 1 GiB: down one at a time and eight at once, up as plain bytes and as a form."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from tests.bench import transfers
+from tests.bench.contenders import Contender, Service
+from tests.bench.figures import Timed, WrongAnswer
+from tests.bench.rows import Bench, Row, Run, Runner
+from tests.bench.transfers import Source
+
+Transfer = Callable[[Contender, str, Source], Timed]
+
+
+class LargeDownload(Row):
+    """The whole file, by so many clients at once."""
+
+    unit = "bytes"
+    at_least = 0.95
+
+    def __init__(self, name: str, title: str, at_once: int, has_rivals: bool) -> None:
+        self.name, self.title = name, title
+        self._at_once = at_once
+        self._has_rivals = has_rivals
+
+    def runners(self, bench: Bench) -> list[Runner]:
+        """Everybody has the file; that it comes back is checked before."""
+        chosen = bench.contenders if self._has_rivals else [bench.service, bench.limit, *bench.services[1:]]
+        return [Runner(contender.name, (contender.pid,), self._run(bench, contender), contender in bench.rivals)
+                for contender in chosen]
+
+    def _run(self, bench: Bench, contender: Contender) -> Run:
+        contender.store_large("/large.bin", bench.source.path)
+        target = contender.download_target("/large.bin")
+        transfers.check_download(contender, target, bench.source)
+        return partial(transfers.time_downloads, contender, target, bench.source, self._at_once)
+
+
+class LargeUpload(Row):
+    """The file under a new name; the limit is nginx's DAV, then `sha256sum`, then fsync of file and folder."""
+
+    unit = "bytes"
+
+    def __init__(self, name: str, title: str, at_least: float, transfer: Transfer, has_rivals: bool) -> None:
+        self.name, self.title, self.at_least = name, title, at_least
+        self._transfer = transfer
+        self._has_rivals = has_rivals
+
+    def runners(self, bench: Bench) -> list[Runner]:
+        """Everybody stores it in a folder of this row."""
+        chosen: list[tuple[Contender, Transfer]] = [
+            (bench.service, self._transfer), (bench.limit, transfers.put_checked),
+            *((other, self._transfer) for other in bench.services[1:])]
+        if self._has_rivals:
+            chosen += [(rival, transfers.put) for rival in bench.rivals]
+        return [Runner(contender.name, (contender.pid,), self._run(bench, contender, transfer),
+                       contender in bench.rivals) for contender, transfer in chosen]
+
+    def _run(self, bench: Bench, contender: Contender, transfer: Transfer) -> Run:
+        contender.make_folder(f"/{self.name}")
+        return partial(self._upload, bench, contender, transfer,
+                       map(f"/{self.name}/{{}}.bin".format, itertools.count()))
+
+    @staticmethod
+    def _upload(bench: Bench, contender: Contender, transfer: Transfer, paths: Iterator[str]) -> Timed:
+        path = next(paths)
+        os.sync()  # what others have left unwritten is not this one's to wait for
+        result = transfer(contender, path, bench.source)
+        if not isinstance(contender, Service) and contender.digest(path) != bench.source.sha256:
+            raise WrongAnswer(f"{contender.name}: {path} is not what was sent")
+        contender.remove(path)
+        return result
+
+
+ROWS: tuple[Row, ...] = (
+    LargeDownload("large", "download of 1 GiB", 1, True),
+    LargeDownload("large8", "eight downloads of 1 GiB at once", 8, False),
+    LargeUpload("put", "PUT of 1 GiB, hashed and durable", 0.90, transfers.put, True),
+    LargeUpload("post", "the same as a multipart POST", 0.75, transfers.post_form, False),
+)
