@@ -18,8 +18,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = [
-    "BODIES", "BYTES", "CACHE", "CONTENT_TYPE", "Gauge", "SWEPT", "count_request", "count_sweep", "folder_of", "queued",
-    "render", "sample", "serve", "share",
+    "BODIES", "BYTES", "CACHE", "CONTENT_TYPE", "FINDINGS", "Gauge", "HELD", "LAST_CHECK", "SWEPT", "VERIFIED",
+    "count_request", "count_sweep", "folder_of", "queued", "render", "sample", "serve", "share",
 ]
 
 _OWN = CollectorRegistry()
@@ -27,7 +27,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # A hole in a mapped file kills the process that writes to it when the disk is full (SIGBUS), so there must be none, and
 # the library must not have to grow a file.  All series there can be take a third of this.
 _FILE_BYTES = 2**20
-_KINDS = ("counter", "histogram", "gauge_sum", "gauge_max")
+_KINDS = ("counter", "histogram", "gauge_sum", "gauge_max", "gauge_mostrecent")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # from an answer out of the cache to an upload of many gigabytes
 _BUCKETS = (.002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60, 600)
@@ -51,6 +51,14 @@ SWEPT = Counter("file_storage_swept", "What housekeeping has removed", ["what"],
 SWEEPS = Counter("file_storage_sweeps", "Rounds of housekeeping", ["outcome"], registry=_OWN)
 LAST_SWEEP = Gauge("file_storage_last_sweep_timestamp_seconds", "When housekeeping last ended", ["outcome"],
                    multiprocess_mode="max", registry=_OWN)
+# of the worker whose turn it was last
+FINDINGS = Gauge("file_storage_findings", "What the last check found; 0 is right, but for quarantine", ["kind"],
+                 multiprocess_mode="mostrecent", registry=_OWN)
+HELD = Gauge("file_storage_removals_held", "1: nothing is removed from the disk, since something is wrong", ["reason"],
+             multiprocess_mode="mostrecent", registry=_OWN)
+LAST_CHECK = Gauge("file_storage_last_check_timestamp_seconds", "When a check was last done to its end", ["check"],
+                   multiprocess_mode="max", registry=_OWN)
+VERIFIED = Counter("file_storage_verified_bytes", "Bytes that were read back and compared", ["by"], registry=_OWN)
 MEMORY = Gauge("file_storage_resident_memory_bytes", "Memory of a worker, looked at every few seconds", ["worker"],
                multiprocess_mode="sum", registry=_OWN)
 

@@ -16,6 +16,8 @@ BlobKey = NewType("BlobKey", UUID)
 LinkId = NewType("LinkId", UUID)
 LinkKind = Literal["download", "upload"]
 Outcome = Literal["ok", "refused"]
+# what can be wrong with the bytes of a blob
+Damage = Literal["missing", "size", "digest", "unreadable"]
 # stable words, which stay in the trail for as long as it is kept
 Action = Literal[
     "register", "login", "logout", "token_reuse", "session_end", "password_change", "account_delete",
@@ -26,6 +28,14 @@ Action = Literal[
 def new_uuid() -> UUID:
     """A fresh UUIDv7 (RFC 9562, section 5.7): ordered by time, never used twice."""
     return uuid_utils.compat.uuid7()
+
+
+def shard_of(user_id: UserId) -> str:
+    """The last three digits of an account's id: 4096 shares of all accounts.
+
+    Tokens name it in their header, where it is four characters of Base64 (nginx/decisions.js).
+    """
+    return user_id.hex[-3:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,8 +132,10 @@ async def fence_blobs(conn: Connection, keys: list[BlobKey]) -> None:
 
 
 LIST_FENCED = """
--- what may be removed from the disk, but for what could not be
-SELECT id, size_bytes FROM blobs WHERE NOT referable AND id <> ALL($1::uuid[]) ORDER BY fenced_at LIMIT $2
+-- what may be removed from the disk, but for what could not be, and for strays, which are set aside for their days
+SELECT id, size_bytes FROM blobs WHERE NOT referable AND id <> ALL($1::uuid[])
+  AND NOT EXISTS (SELECT FROM strays WHERE blob_id = id AND quarantined_at IS NOT NULL)
+ORDER BY fenced_at LIMIT $2
 """
 
 

@@ -1,6 +1,6 @@
 """What a store of bytes can do.  Blobs are immutable and named by fresh keys; nothing is ever written twice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, Protocol, TypeVar
@@ -90,3 +90,72 @@ class BlobStore(Protocol):
 
     def close(self) -> None:
         """End the threads."""
+
+
+Pace = Callable[[int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What lies in a folder of blobs; `foreign`: names that no blob could have there."""
+
+    keys: list[BlobKey]
+    foreign: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """A body that an upload has left behind; its name is relative to the data root."""
+
+    name: str
+    size_bytes: int
+    age_seconds: float
+
+
+class Inspector(Protocol):
+    """The same bytes for those who look after them: never in a hurry, and never in the way of a request."""
+
+    def shelves(self) -> Iterator[int]:
+        """The numbers of the folders that `list_shelf` knows."""
+
+    async def list_shelf(self, number: int) -> Listing:
+        """What lies in one of the blobs' folders; raises OSError if that cannot be said for certain."""
+
+    async def list_quarantine(self) -> Listing:
+        """What was set aside; raises OSError."""
+
+    async def measure(self, keys: list[BlobKey], *, aside: bool = False) -> dict[BlobKey, int | None]:
+        """The sizes of files in bytes, None for what is not there; raises OSError for what cannot be looked at."""
+
+    async def hash(self, key: BlobKey, pace: Pace, *, aside: bool = False) -> bytes | None:
+        """The SHA-256 of a file as it is on the disk; None if it is not there.  Raises OSError."""
+
+    async def set_aside(self, key: BlobKey) -> bool:
+        """Move a file from the blobs into quarantine, durably; False if it is not there (any more).
+
+        Raises FileExistsError if another file of that key lies there, and OSError.
+        """
+
+    async def put_back(self, key: BlobKey) -> bool:
+        """Move a file from quarantine to its place among the blobs, durably; the same."""
+
+    async def remove_quarantined(self, key: BlobKey) -> None:
+        """Remove a file from quarantine for good; only behind its fence.  A missing one is fine."""
+
+    async def list_leftovers(self, age_seconds: float) -> list[Leftover]:
+        """Bodies on their way that nobody has touched for so long; raises OSError."""
+
+    async def remove_leftover(self, name: str) -> None:
+        """Remove one of those that `list_leftovers` gave; a missing one is fine."""
+
+    async def read_epoch(self) -> str | None:
+        """What the MARKER says; None if there is none."""
+
+    async def read_high_water(self) -> str | None:
+        """What was last written by `write_high_water`; None if nothing ever was."""
+
+    async def write_high_water(self, text: str) -> None:
+        """Replace it, durably and as a whole."""
+
+    def close(self) -> None:
+        """End what it runs on."""

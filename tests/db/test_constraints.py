@@ -84,6 +84,21 @@ def link(**columns: object) -> str:
                             "token_sha256": DIGEST} | columns)
 
 
+def stray(**columns: object) -> str:
+    """INSERT of a file without a row."""
+    return insert("strays", {"blob_id": NEW, "size_bytes": 0} | columns) + ";"
+
+
+def damage(**columns: object) -> str:
+    """INSERT of what is wrong with a blob."""
+    return insert("damaged_blobs", {"blob_id": FREE, "kind": "missing"} | columns) + ";"
+
+
+def done(**columns: object) -> str:
+    """INSERT of a check that was done."""
+    return insert("checks", {"name": "walk", "finished_at": "now", "findings": 0} | columns) + ";"
+
+
 def audit(**columns: object) -> str:
     """INSERT into the trail."""
     return insert("audit", {"user_id": ALICE, "action": "log_in", "outcome": "ok"} | columns)
@@ -197,7 +212,18 @@ VIOLATIONS = {
     "links_token_sha256_check": [link(token_sha256=bytes(16))],
     "links_max_downloads_check": [link(max_downloads=0)],
     "links_downloads_check": ["UPDATE links SET downloads = 3", "UPDATE links SET downloads = -1"],
+    # files without a row, damaged blobs, checks
+    "strays_pkey": [2 * stray()],
+    "strays_size_bytes_check": [stray(size_bytes=-1)],
+    "strays_last_seen_at_check": [stray(last_seen_at="2000-01-01")],
+    "damaged_blobs_pkey": [2 * damage()],
+    "damaged_blobs_blob_id_fkey": [damage(blob_id=NEW)],
+    "damaged_blobs_kind_check": [damage(kind="lost")],
+    "checks_pkey": [2 * done()],
+    "checks_name_check": [done(name=""), done(name="x" * 65)],
+    "checks_findings_check": [done(findings=-1)],
     # which database this is
+    "instance_high_water_check": ["UPDATE instance SET high_water = -1"],
     "instance_pkey": ["INSERT INTO instance (epoch) SELECT gen_random_uuid()"],
     "instance_only_row_check": ["INSERT INTO instance (only_row, epoch) VALUES (false, gen_random_uuid())"],
 }

@@ -36,8 +36,9 @@ async def dsn(shared_dsn: str) -> str:
 @pytest.fixture
 async def world(dsn: str, shared_root: Path) -> AsyncIterator[World]:
     """The domain on real PostgreSQL and a real disk; nothing that was removed had lacked its fence."""
-    for file in (*shared_root.glob("blobs/*/*"), *shared_root.glob("staging/*")):
-        file.unlink()
+    for pattern in ("blobs/*/*", "staging/*", "quarantine/*", "HIGH_WATER"):
+        for file in shared_root.glob(pattern):
+            file.unlink()
     async with open_world(dsn, shared_root) as opened:
         yield opened
     assert opened.store.violations == []

@@ -1,0 +1,177 @@
+"""Everything that has to be done from time to time, by one worker of all: housekeeping, checks, reading back.
+
+The turn saves work; nothing depends on it.  Each step is safe beside another one who does the same.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from service import metrics
+from service.db import checks, damage
+from service.db.pool import Database
+from service.db.turns import Turns
+from service.domain.consistency import Consistency
+from service.domain.housekeeping import Housekeeping
+from service.domain.leftovers import Leftovers
+from service.domain.pairing import Pairing
+from service.domain.scrub import DETAILS, Scrub, Throttle
+from service.domain.strays import Strays, TooManyStrays
+from service.errors import Unavailable
+from service.storage.base import Inspector
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+TURN = "upkeep"
+HOUR_SECONDS = 3600.0
+DAY_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pacing:
+    """How often a round begins, in seconds; how many bytes are read back in a second, 0: none."""
+
+    round_seconds: float = 600.0
+    scrub_rate: int = 2**25
+
+
+class Upkeep:
+    """One worker's part in it: most of the time to see that another worker does it."""
+
+    def __init__(self, database: Database, inspector: Inspector, turns: Turns, housekeeping: Housekeeping, *,
+                 quarantine_days: int, pacing: Pacing = Pacing()) -> None:
+        self._database = database
+        self._turns = turns
+        self._housekeeping = housekeeping
+        self._pacing = pacing
+        self._pairing = Pairing(database, inspector)
+        self._leftovers = Leftovers(inspector)
+        self._strays = Strays(database, inspector, quarantine_days=quarantine_days)
+        self._scrub = Scrub(database, inspector)
+        self._consistency = Consistency(database)
+        self._is_held = True  # until the first round has looked
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Wait for the turn, do the work while it lasts; returns never."""
+        while True:
+            await asyncio.sleep(self._pacing.round_seconds)
+            try:
+                await self.take_turn()
+            except Exception as error:  # whatever it was: the log has it, and the next try may go better
+                log.error("upkeep.ended", exc_info=error)
+
+    async def take_turn(self) -> None:
+        """Return if another worker has the turn; else work until the turn is lost."""
+        async with self._turns.take(TURN) as turn:
+            if turn is None:
+                return
+            log.info("upkeep.begun")
+            work = [self._keep_house(), turn.until_lost(), *([self._read_back()] if self._pacing.scrub_rate else [])]
+            tasks = [asyncio.ensure_future(part) for part in work]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        raise Unavailable("The connection that held the turn has ended.")
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self.round()
+            await asyncio.sleep(self._pacing.round_seconds)
+
+    async def _read_back(self) -> None:
+        pace = Throttle(self._pacing.scrub_rate)
+        while True:
+            if not await self._step("verify", lambda: self._scrub.verify_due(pace, may_move=not self._is_held)):
+                await asyncio.sleep(self._pacing.round_seconds)
+
+    # --- a round ---
+
+    async def round(self) -> bool:
+        """One round of everything that is due; whether nothing went wrong with it."""
+        self._is_held = True
+        self._has_failed = False
+        objection = await self._step("pairing", self._pairing.confirm)
+        if objection is not None:
+            log.error("removals.held", reason=objection)
+        self._is_held = self._has_failed or objection is not None
+        metrics.HELD.labels("pairing").set(self._is_held)
+        if not self._is_held:
+            await self._step("housekeeping", self._housekeeping.run)
+            await self._if_due("leftovers", HOUR_SECONDS, self._remove_leftovers)
+        await self._if_due("walk", DAY_SECONDS, self._walk)
+        await self._if_due("sizes", DAY_SECONDS, lambda: self._scrub.check_sizes(may_move=not self._is_held))
+        await self._if_due("rows", DAY_SECONDS, self._check_rows)
+        await self._step("metrics", self._show_damage)
+        metrics.count_sweep("failed" if self._has_failed else "ok")
+        return not self._has_failed
+
+    async def _step(self, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do it; what goes wrong is logged, and does not keep the other steps."""
+        try:
+            return await work()
+        except Exception as error:  # whatever it was: the next round tries again
+            self._has_failed = True
+            log.error("upkeep.failed", step=name, exc_info=error)
+            return None
+
+    async def _if_due(self, name: str, every_seconds: float, work: Callable[[], Awaitable[int]]) -> None:
+        async def step() -> None:
+            async with self._database.connection() as conn:
+                if not await checks.is_due(conn, name, every_seconds=every_seconds):
+                    return
+            found = await work()
+            async with self._database.connection() as conn:
+                await checks.set_finished(conn, name, found)
+            metrics.LAST_CHECK.labels(name).set_to_current_time()
+            log.info("check.finished", check=name, findings=found)
+
+        await self._step(name, step)
+
+    async def _remove_leftovers(self) -> int:
+        return len(await self._leftovers.remove(await self._leftovers.find()))
+
+    async def _walk(self) -> int:
+        """Look for files without a row, and deal with those that were seen before."""
+        walk = await self._strays.walk()
+        await self._strays.note(walk)
+        metrics.FINDINGS.labels("stray").set(len(walk.strays))
+        metrics.FINDINGS.labels("foreign").set(len(walk.foreign))
+        metrics.FINDINGS.labels("quarantine").set(len(walk.quarantined))
+        for finding in await self._strays.describe(walk):
+            log.warning("check.finding", kind=finding.kind, subject=finding.subject, detail=finding.detail)
+        if not self._is_held:
+            try:
+                done = await self._strays.treat(walk)
+            except TooManyStrays as error:
+                metrics.HELD.labels("strays").set(1)
+                log.error("removals.held", reason=str(error))
+            else:
+                metrics.HELD.labels("strays").set(0)
+                metrics.SWEPT.labels("strays").inc(len(done.removed))
+        return len(walk.strays)
+
+    async def _check_rows(self) -> int:
+        """Count everything anew; only the sweep's list is made good without being asked."""
+        findings = await self._consistency.find()
+        for kind in ("usage", "tree", "version", "unmarked"):
+            metrics.FINDINGS.labels(kind).set(sum(finding.kind == kind for finding in findings))
+        for finding in findings:
+            log.error("check.finding", kind=finding.kind, subject=finding.subject, detail=finding.detail)
+        if not self._is_held:
+            await self._consistency.repair_marks()
+        return len(findings)
+
+    async def _show_damage(self) -> None:
+        async with self._database.connection() as conn:
+            counts = await damage.count_damage(conn)
+        for kind in DETAILS:
+            metrics.FINDINGS.labels(kind).set(counts.get(kind, 0))
