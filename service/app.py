@@ -25,6 +25,7 @@ from service.cache.redis import RedisCache
 from service.config import Config
 from service.db.instance import get_epoch
 from service.db.pool import Database
+from service.db.turns import Turns
 from service.domain import accounts, content, links
 from service.domain.archives import Archives
 from service.domain.audit import Audit
@@ -37,17 +38,18 @@ from service.domain.listing import Listing
 from service.domain.moves import Moves
 from service.domain.sessions import Sessions
 from service.domain.trash import Trash
+from service.domain.upkeep import Pacing, Upkeep
 from service.domain.versions import Versions
 from service.security.addresses import SECRET_FILE, AddressSigner, LinkProofs
 from service.security.cursors import Cursors
 from service.security.passwords import Passwords
 from service.security.tokens import AccessTokens, read_or_create_secret
+from service.storage.inspection import LocalInspector
 from service.storage.local import LocalStore
 
 DRAIN_SECONDS = 30.0
 # longer than nginx keeps its connections to us, so that it is never we who close one under its request
 KEEPALIVE_SECONDS = 75.0
-SWEEP_SECONDS = 600.0
 SAMPLE_SECONDS = 2.0
 
 
@@ -99,14 +101,13 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             trash=Trash(database),
             versions=Versions(database, keep=config.versions_keep))
         sampling = asyncio.create_task(_sample(database))
-        sweeping = asyncio.create_task(_sweep(Housekeeping(
-            database, store, Ages(trash_days=config.trash_days, versions_days=config.versions_days,
-                                  audit_days=config.audit_days))))
+        keeping = asyncio.create_task(_keep_up(config, database, store))
         yield
-        sweeping.cancel()
+        keeping.cancel()
         sampling.cancel()
         await app[DOMAIN].content.drain()
         await trail.drain()
+        await asyncio.wait([keeping])
         passwords.close()
         await cache.close()
         await database.close()
@@ -115,16 +116,16 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     return context
 
 
-async def _sweep(housekeeping: Housekeeping) -> None:
-    log = structlog.get_logger()
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS)
-        try:
-            await housekeeping.run()
-            metrics.count_sweep("ok")
-        except Exception as error:  # whatever it was: the next round tries again, and the log has it
-            metrics.count_sweep("failed")
-            log.error("sweep.failed", exc_info=error)
+async def _keep_up(config: Config, database: Database, store: LocalStore) -> None:
+    assert config.database_url is not None
+    inspector = LocalInspector(config.data_root)
+    ages = Ages(trash_days=config.trash_days, versions_days=config.versions_days, audit_days=config.audit_days)
+    try:
+        await Upkeep(database, inspector, Turns(config.database_url.get_secret_value()),
+                     Housekeeping(database, store, ages), quarantine_days=config.quarantine_days,
+                     pacing=Pacing(scrub_rate=config.scrub_rate)).run()
+    finally:
+        inspector.close()
 
 
 async def _sample(database: Database) -> None:

@@ -65,6 +65,8 @@ class Config(BaseSettings):
     versions_days: int = Field(30, ge=0, le=36_500, description="days a former version is kept; 0: no such limit")
     trash_days: int = Field(30, ge=0, le=36_500, description="days until the trash is emptied of a thing; 0: never")
     audit_days: int = Field(90, ge=0, le=36_500, description="days a line of the audit trail is kept; 0: for ever")
+    quarantine_days: int = Field(7, ge=1, le=36_500, description="days a file that was set aside is kept")
+    scrub_rate: int = Field(2**25, ge=0, le=2**40, description="bytes read back in a second to verify them; 0: none")
     access_token_ttl: int = Field(900, ge=5, le=86400, description="seconds an access token is good for")
     session_ttl: int = Field(30 * 86400, ge=60, description="seconds a session lives without a refresh")
     bcrypt_cost: int = Field(11, ge=4, le=16, description="log2 of the rounds of a password hash")

@@ -8,9 +8,9 @@ from service.storage.base import Inspector, Leftover
 
 log = structlog.get_logger()
 
-# Nobody who works on a body leaves it untouched for so long: nginx gives up a client after a minute, and a worker after
-# an hour; a worker touches what it still works on (`BlobStore.renew`).
-AGE_SECONDS = 6 * 3600.0
+# Nobody who works on a body leaves it untouched for so long: nginx gives up a client who is silent for a minute, and a
+# worker after an hour; and as long as it waits for one the body has two names, which the inspector leaves alone.
+AGE_SECONDS = 86400.0
 
 
 class Leftovers:
