@@ -32,6 +32,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     commands.add_parser("serve", help="the workers, for a container; PostgreSQL and nginx run in others")
     worker = commands.add_parser("worker", help="one worker")
     worker.add_argument("--socket", type=Path, help="listen on this unix socket, behind nginx, instead of on PORT")
+    worker.add_argument("--generations", type=Path, metavar="FOLDER",
+                        help="what all processes of this machine remember about accounts is marked here")
     worker.add_argument("--number", type=int, help="which of several workers; their metrics are added up")
     schema = commands.add_parser("migrate", help="bring the database to the schema of this version")
     what = schema.add_mutually_exclusive_group()
@@ -40,12 +42,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run_worker(config: Config, socket: Path | None, number: int | None) -> None:
+def _run_worker(config: Config, socket: Path | None, number: int | None, generations: Path | None) -> None:
     if number is not None:
         with contextlib.suppress(OSError):  # a disk without room for them: the service goes on, its metrics do not
             metrics.share(metrics.folder_of(config.data_root), number)
     from service.app import run_worker  # the other commands start faster without it
-    _run(run_worker(config, unix_socket=socket))
+    _run(run_worker(config, unix_socket=socket, generations=generations))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -60,7 +62,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 def _dispatch(options: argparse.Namespace, config: Config) -> None:
     if options.command == "worker":
-        _run_worker(config, options.socket, options.number)
+        _run_worker(config, options.socket, options.number, options.generations)
     elif options.command == "migrate":
         for line in database.migrate(config, rollback=options.rollback, only_list=options.list):
             print(line)

@@ -20,6 +20,7 @@ from service.api.protocol import Runner
 from service.api.rest.docs import documentation
 from service.api.routes import add_routes
 from service.cache.base import Cache
+from service.cache.generations import Generations
 from service.cache.local import LocalCache
 from service.cache.redis import RedisCache
 from service.config import Config
@@ -53,7 +54,7 @@ KEEPALIVE_SECONDS = 75.0
 SAMPLE_SECONDS = 2.0
 
 
-def build(config: Config, *, behind_nginx: bool) -> web.Application:
+def build(config: Config, *, behind_nginx: bool, generations: Path | None = None) -> web.Application:
     """The application; what it needs is opened at its start-up and closed at its end."""
     app = web.Application(middlewares=[observe, identify])
     app[BEHIND_NGINX] = behind_nginx
@@ -61,14 +62,18 @@ def build(config: Config, *, behind_nginx: bool) -> web.Application:
     app.on_response_prepare.append(stamp)
     add_routes(app)
     app.cleanup_ctx.append(documentation)
-    app.cleanup_ctx.append(_domain(config))
+    app.cleanup_ctx.append(_domain(config, Generations(generations)))
     return app
 
 
-def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+def _dsn(config: Config) -> str:
+    assert config.database_url is not None  # the supervisor has put in that of the embedded one
+    return config.database_url.get_secret_value()
+
+
+def _domain(config: Config, generations: Generations) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
-        assert config.database_url is not None  # the supervisor has put in that of the embedded one
-        database = await Database.open(config.database_url.get_secret_value(), size=config.database_pool_size)
+        database = await Database.open(_dsn(config), size=config.database_pool_size, tell=generations.renew)
         store = app[STORE] = LocalStore(config.data_root)
         async with database.connection() as conn:
             store.open(await get_epoch(conn))
@@ -90,7 +95,7 @@ def _domain(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                                 requests_per_minute=config.requests_per_minute, quota_bytes=config.quota,
                                 session_ttl_seconds=config.session_ttl,
                                 access_token_ttl_seconds=config.access_token_ttl),
-                trail),
+                trail, generations),
             audit=trail, cursors=cursors,
             archives=Archives(database, store), content=door,
             files=Files(database), folders=Folders(database), moves=Moves(database), batch=Batch(database),
@@ -161,13 +166,14 @@ def configure_logs(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
-async def run_worker(config: Config, *, unix_socket: Path | None) -> None:
+async def run_worker(config: Config, *, unix_socket: Path | None, generations: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then let what is under way end.
 
     With a `unix_socket` nginx is in front of it; without, the worker serves the public address by itself.
+    `generations`: the folder of the marks that all processes of this machine share.
     """
     configure_logs(config.log_level)
-    runner = Runner(build(config, behind_nginx=unix_socket is not None), access_log=None,
+    runner = Runner(build(config, behind_nginx=unix_socket is not None, generations=generations), access_log=None,
                     keepalive_timeout=KEEPALIVE_SECONDS, auto_decompress=False, read_bufsize=2**18,
                     max_line_size=32768, max_field_size=16384, shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()

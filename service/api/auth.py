@@ -13,14 +13,19 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 async def authenticate(request: web.Request) -> Caller:
-    """The account behind the Bearer token (RFC 6750, section 2.1); raise Unauthenticated."""
+    """The account behind the Bearer token; raise Unauthenticated."""
+    return await request.app[DOMAIN].accounts.authenticate(bearer(request))
+
+
+def bearer(request: web.Request) -> str:
+    """The token of the header Authorization (RFC 6750, section 2.1); raise Unauthenticated if there is none."""
     values = request.headers.getall("Authorization", [])
     if len(values) != 1:
         raise Unauthenticated()
     scheme, _, token = values[0].partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthenticated()
-    return await request.app[DOMAIN].accounts.authenticate(token.strip())
+    return token.strip()
 
 
 def caller(request: web.Request) -> Caller:

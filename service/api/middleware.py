@@ -18,7 +18,8 @@ from service.model import new_uuid
 
 log = structlog.get_logger()
 
-QUIET = frozenset({"live", "ready", "show_metrics", "ask_preflight", "docs_asset"})  # many, and nobody's action
+# many, and nobody's action
+QUIET = frozenset({"live", "ready", "show_metrics", "ask_preflight", "decide_download", "docs_asset"})
 
 # on whatever says nothing else: no answer is a page that may load or run anything, but those that say so
 SAFETY = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'",

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 SERVER = "file-storage"  # not which versions of what
 _BEGIN_BYTES = 2048
-_QUESTION = b"GET /_preflight "  # nginx's own, with the client's headers: see render_refusal
+_QUESTIONS = (b"GET /_preflight ", b"GET /_decide ")  # nginx's own, with the client's headers: see render_refusal
 _REQUEST_ID = re.compile(rb"\r\nX-Request-Id: ([0-9a-f]{32})\r\n")  # as nginx/proxy.conf sends it
 
 
@@ -66,7 +66,7 @@ class _Protocol(web.RequestHandler):
         else:
             super().handle_error(request, status, exc, message)  # logs it; raises if an answer has begun
             error = errors.ServiceError("The service made a mistake; it has been logged.")
-        is_question = self._behind_nginx and self._begin.startswith(_QUESTION)
+        is_question = self._behind_nginx and self._begin.startswith(_QUESTIONS)
         response = (render_refusal if is_question else render)(error, request_id)
         response.headers.update({"X-Request-Id": request_id, "Server": SERVER, "X-Content-Type-Options": "nosniff"})
         response.force_close()

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from aiohttp import web
 
 from service.api.rest import (
-    accounts, archives, audit, batch, docs, files, folders, health, links, listing, metrics, moves, preflight, sessions,
-    signed, trash, versions,
+    accounts, archives, audit, batch, decide, docs, files, folders, health, links, listing, metrics, moves, preflight,
+    sessions, signed, trash, versions,
 )
 from service.api.web import links as visits
 
@@ -72,8 +72,9 @@ ROUTES = (
     Route("GET", "/docs", docs.show_docs, PUBLIC),
     Route("GET", "/docs/{name}", docs.docs_asset, PUBLIC),
     Route("GET", "/openapi.json", docs.show_openapi, PUBLIC),
-    # asks for the account by itself, so that a refusal gets the shape that nginx needs
+    # these ask for the account by themselves, so that a refusal gets the shape that nginx needs
     Route("GET", "/_preflight", preflight.ask_preflight, PUBLIC),
+    Route("GET", "/_decide", decide.decide_download, PUBLIC),
 )
 
 PUBLIC_HANDLERS = frozenset(route.handler for route in ROUTES if route.is_public)

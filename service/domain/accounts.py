@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from service import metrics
 from service.cache.base import Cache
+from service.cache.generations import Generations
 from service.db import blobs, files, sessions, users
-from service.db.pool import Connection, Database
+from service.db.pool import Connection, Database, mark_changed
 from service.domain.audit import Audit, record
 from service.domain.sessions import forget, key_of
 from service.domain.throttle import network, throttle
@@ -20,8 +21,8 @@ from service.security.passwords import Passwords
 from service.security.secrets import new_refresh_token, parse_refresh_token
 from service.security.tokens import AccessTokens
 
-# A session that was found open is believed for so long; ending one forgets it at once, so this bounds only what happens
-# when the cache could not be told.
+# A session that was found open is believed for so long; ending one is known at once on its machine and wherever its
+# cache is shared, so this bounds only what others believe, and what happens when neither could be told.
 SESSION_CACHE_SECONDS = 3.0
 LOGIN_TRIES = 3
 
@@ -50,13 +51,14 @@ class Accounts:
     """Who is who."""
 
     def __init__(self, database: Database, cache: Cache, passwords: Passwords, tokens: AccessTokens,
-                 limits: Limits, trail: Audit) -> None:
+                 limits: Limits, trail: Audit, generations: Generations = Generations(None)) -> None:
         self._database = database
         self._cache = cache
         self._passwords = passwords
         self._tokens = tokens
         self._limits = limits
         self._trail = trail
+        self._generations = generations
 
     async def register(self, username: str, password: str, *, address: str) -> User:
         """Make an account with its root folder; raise UsernameTaken, InvalidField, TooManyRequests."""
@@ -131,6 +133,7 @@ class Accounts:
             ended = await sessions.end_sessions(conn, caller.user_id, keep=None)
             await blobs.release_user(conn, caller.user_id)
             await users.delete_user(conn, caller.user_id)
+            mark_changed(caller.user_id)
             return ended
 
         await forget(self._cache, await self._database.in_transaction(work))
@@ -212,10 +215,15 @@ class Accounts:
         await forget(self._cache, [session_id])
 
     async def authenticate(self, access_token: str) -> Caller:
-        """Who sent this token; raise Unauthenticated if it is not valid or its session has ended."""
+        """Who sent this token; raise Unauthenticated if it is not valid or its session has ended.
+
+        That a session is open is remembered under the mark that its account had when this was asked: no worker of this
+        machine believes it any more once an end of it was answered for.
+        """
         caller = self._tokens.verify(access_token)
         key = key_of(caller.session_id)
-        if await self._cache.get(key) == caller.user_id.bytes:
+        believed = caller.user_id.bytes + (self._generations.read(caller.user_id) or "").encode("ascii")
+        if await self._cache.get(key) == believed:
             metrics.CACHE.labels("hit").inc()
             return caller
         metrics.CACHE.labels("miss").inc()
@@ -226,8 +234,12 @@ class Accounts:
         # counted from the question: a slow answer may be about a session that has ended since
         rest = asked_at + SESSION_CACHE_SECONDS - time.monotonic()
         if rest > 0:
-            await self._cache.set(key, caller.user_id.bytes, ttl_seconds=rest)
+            await self._cache.set(key, believed, ttl_seconds=rest)
         return caller
+
+    def token_expires_at(self, access_token: str) -> int:
+        """When a token that is valid ends, in seconds of the epoch."""
+        return self._tokens.expires_at(access_token)
 
     async def me(self, caller: Caller) -> User:
         """The caller's account."""

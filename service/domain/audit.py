@@ -1,6 +1,7 @@
 """The audit trail: what was done to an account, in which session and from where.
 
-`record` is the only way into it, called in the transaction of the change, so that one is never there without the other.
+`record` is the way into it, called in the transaction of the change, so that one is never there without the other; the
+uploads of a group (`group_commit.py`) write their lines with their files.
 Who asks is known to the middleware, which notes it once for each request; the functions of the domain need not pass it
 on.  What only reads leaves no line.
 """
@@ -14,7 +15,7 @@ import structlog
 
 from service.cache.base import Cache
 from service.db import audit
-from service.db.pool import Connection, Database
+from service.db.pool import Connection, Database, mark_changed
 from service.domain.throttle import network
 from service.model import Action, AuditEntry, Caller, Outcome, SessionId, UserId
 
@@ -33,6 +34,11 @@ class Source:
     address: str | None = None
     session_id: SessionId | None = None
 
+    @property
+    def network(self) -> str | None:
+        """What of the address is kept."""
+        return None if self.address is None else network(self.address)
+
 
 _SOURCE: ContextVar[Source] = ContextVar("audit_source", default=Source())
 
@@ -47,6 +53,11 @@ def identified(caller: Caller) -> None:
     _SOURCE.set(replace(_SOURCE.get(), session_id=caller.session_id))
 
 
+def current() -> Source:
+    """Where the change comes from that is being made."""
+    return _SOURCE.get()
+
+
 async def record(conn: Connection, user_id: UserId, action: Action, *, outcome: Outcome = "ok",
                  file_id: UUID | None = None, path: str | None = None, session_id: SessionId | None = None,
                  **details: object) -> None:
@@ -54,10 +65,11 @@ async def record(conn: Connection, user_id: UserId, action: Action, *, outcome: 
 
     `details` are few and small, and never a secret.
     """
+    mark_changed(user_id)
     source = _SOURCE.get()
     await audit.insert_audit(
         conn, user_id=user_id, action=action, outcome=outcome, session_id=session_id or source.session_id,
-        network=None if source.address is None else network(source.address), request_id=source.request_id,
+        network=source.network, request_id=source.request_id,
         file_id=file_id, path=path, details=details)
 
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 from service.run.processes import StartError
 
 MODE = 0o700
+MEMORY = "memory"
+MEMORY_PREFIX = "file-storage-"
+SHARED_MEMORY = Path("/dev/shm")  # nosec B108: a name that nobody can guess is made there
 # the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
 MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._ +@=-]+")
@@ -25,10 +29,11 @@ class InUse(StartError):
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of one data root; all but `sockets` are always below it."""
+    """The folders of one data root; all but `sockets` and `memory` are always below it."""
 
     root: Path
     sockets: Path
+    memory: Path
 
     @property
     def blobs(self) -> Path:
@@ -60,17 +65,25 @@ class Folders:
         """What is of use only while the service runs."""
         return self.root / "run"
 
+    @property
+    def memory_seen_by_nginx(self) -> str:
+        """The folder `memory`, as seen from nginx's prefix if it is below the data root, whose name may be odd."""
+        return f"../../run/{MEMORY}" if self.memory.is_relative_to(self.root) else str(self.memory)
+
     def worker_socket(self, number: int) -> Path:
         """Where a worker listens."""
         return self.sockets / f"worker-{number}.sock"
 
 
-def open_folders(root: Path) -> Folders:
-    """Make what is missing; StartError if the data root cannot be used."""
+def open_folders(root: Path, *, containers: bool = False) -> Folders:
+    """Make what is missing; StartError if the data root cannot be used.
+
+    `containers`: nginx runs in another one, where nothing is shared but the data root.
+    """
     try:
         root.mkdir(mode=MODE, parents=True, exist_ok=True)
         root = root.resolve()  # nginx refuses symlinks on the way to a blob
-        folders = Folders(root, root / "run")
+        folders = Folders(root, root / "run", root / "run" / MEMORY)
         for folder in (folders.blobs, folders.staging, folders.spool, folders.log, folders.run):
             folder.mkdir(mode=MODE, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -78,7 +91,7 @@ def open_folders(root: Path) -> Folders:
     except OSError as error:
         raise _unusable(root, error) from None
     _check(folders)
-    return Folders(root, _choose_sockets(folders))
+    return Folders(root, _choose_sockets(folders), _choose_memory(folders, containers=containers))
 
 
 def _check(folders: Folders) -> None:
@@ -107,6 +120,34 @@ def _choose_sockets(folders: Folders) -> Path:
     return sockets
 
 
+def _choose_memory(folders: Folders, *, containers: bool) -> Path:
+    """A new folder in the machine's memory, to which the link run/memory leads; or, failing that, a folder there.
+
+    What it holds is written for each change, which must not wait for a disk that others keep busy.
+    """
+    link = folders.run / MEMORY
+    if link.is_symlink():
+        _forget_memory(link)
+    if not containers and not link.exists():
+        try:
+            memory = Path(tempfile.mkdtemp(prefix=MEMORY_PREFIX, dir=SHARED_MEMORY))
+        except OSError:
+            pass
+        else:
+            link.symlink_to(memory)
+            return memory
+    link.mkdir(mode=MODE, exist_ok=True)
+    return link
+
+
+def _forget_memory(link: Path) -> None:
+    """Remove the link and the folder in memory that it leads to."""
+    memory = link.readlink()
+    if memory.parent == SHARED_MEMORY and memory.name.startswith(MEMORY_PREFIX):
+        shutil.rmtree(memory, ignore_errors=True)
+    link.unlink()
+
+
 def _remove_old(sockets: Path) -> None:
     """Remove a folder of sockets; anything else that bears its name stays."""
     try:
@@ -132,15 +173,17 @@ def empty_staging(folders: Folders) -> None:
 
 
 @contextmanager
-def claimed(root: Path) -> Iterator[Folders]:
+def claimed(root: Path, *, containers: bool = False) -> Iterator[Folders]:
     """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be."""
     claim = _lock(root)
     try:
-        folders = open_folders(root)
+        folders = open_folders(root, containers=containers)
         yield folders
         if folders.sockets != folders.run:
             _remove_old(folders.sockets)
             (folders.run / "sockets").unlink(missing_ok=True)
+        if (folders.run / MEMORY).is_symlink():
+            _forget_memory(folders.run / MEMORY)
     finally:
         os.close(claim)
 

@@ -9,8 +9,10 @@ import resource
 import secrets
 import shutil
 import signal
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -21,10 +23,16 @@ from service.run.processes import StartError
 from service.security.addresses import AddressSigner
 from service.security.media import KINDS
 
+NJS_PACKAGE = "libnginx-mod-http-js"
+NJS_MODULE = "usr/lib/nginx/modules/ngx_http_js_module.so"
+SCRIPT = "decisions.js"
 FOLDER = Path(__file__).parents[2] / "nginx"
 TEMPLATE = "nginx.conf.template"
 FRAME_BYTES = 2**20  # what a form adds to the bytes of its file, at most
 MAX_OPEN_FILES = 16384
+# below the folder `memory`
+GENERATIONS = "generations"
+DECISIONS = "decisions"
 STOP_STEPS = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 # The answers that a worker may give to an upload before it begins.
@@ -76,20 +84,40 @@ def _render_refusals() -> str:
                      "}" for status in REFUSALS)
 
 
-def _render_signed_kinds() -> str:
-    """An address for each media type that signed addresses may have."""
-    return "\n".join(f"location /_signed/{kind}/ {{\n"
+def _render_kinds(what: str) -> str:
+    """An address for each media type that files may have, which are `signed` or `decided`."""
+    return "\n".join(f"location /_{what}/{kind}/ {{\n"
+                     f"    {{{{include {what}.conf}}}}\n"
                      "    {{include internal.conf}}\n"
                      "    {{include headers.conf}}\n"
-                     "    {{include signed.conf}}\n"
                      f"    default_type {_quote(content_type)};\n"
                      "}" for kind, content_type in KINDS.items())
 
 
-def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: AddressSigner | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Njs:
+    """What nginx needs to remember decisions: its module for JavaScript, and where it keeps them.
+
+    `memory`: a folder as nginx is to call it, absolute or as seen from its prefix.
+    """
+
+    module: Path
+    memory: str
+
+
+def render_script(memory: str) -> str:
+    """The script that the configuration names, for the file SCRIPT beside it."""
+    if not re.fullmatch(r"[\w./-]+", memory):
+        raise StartError(f"nginx's script cannot name the folder {memory!r}")
+    return _fill((FOLDER / SCRIPT).read_text(encoding="utf-8"), {"generations": f"{memory}/{GENERATIONS}"})
+
+
+def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: AddressSigner | None = None,
+           njs: Njs | None = None) -> str:
     """The whole configuration; `sockets` are the workers', `as_root` whether nginx will run as root.
 
-    It holds what signatures are made with, so nobody else may read it.  Without `signer` no signed address is right.
+    It holds what signatures are made with, so nobody else may read it.  Without `signer` no signed address is right,
+    without `njs` a worker is asked for each download.
     """
     signer = signer or AddressSigner(secrets.token_hex(32))
     values = {
@@ -101,7 +129,12 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: Ad
         "single_workers": _render_single_workers(sockets),
         "refusals": _render_refusals(),
         "signed_expression": signer.expression,
-        "signed_kinds": _render_signed_kinds(),
+        "signed_kinds": _render_kinds("signed"),
+        "decided_kinds": _render_kinds("decided"),
+        "load_njs": f"load_module {_quote(njs.module)};" if njs else "",
+        "decisions_http": "{{include decisions_http.conf}}" if njs else "",
+        "decisions_server": "{{include decisions.conf}}" if njs else "",
+        "decisions": _quote(f"{njs.memory}/{DECISIONS}") if njs else "",
         "listen": _listen(config),
         "problem": PROBLEM,
         "max_body_size": str(config.max_upload_size + FRAME_BYTES),
@@ -118,8 +151,10 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
     def valued(match: re.Match[str]) -> str:
         return values[match[2]].replace("\n", "\n" + match[1])
 
-    text = re.sub(r"( *)\{\{(\w+)\}\}", lambda match: match[1] + valued(match), text)
-    return re.sub(r"^( *)\{\{include ([\w.]+)\}\}$", included, text, flags=re.MULTILINE)
+    while "{{" in text:  # values have includes, and included files have values
+        text = re.sub(r"( *)\{\{(\w+)\}\}", lambda match: match[1] + valued(match), text)
+        text = re.sub(r"^( *)\{\{include ([\w.]+)\}\}$", included, text, flags=re.MULTILINE)
+    return text
 
 
 def check_data_root(root: Path) -> None:
@@ -162,6 +197,31 @@ def stop_leftovers(spool: Path) -> None:
         if not processes.stop_all(partial(processes.find_working_in, prefix, "nginx"), STOP_STEPS):
             raise StartError(f"an nginx that was left running in {prefix} does not end")
         shutil.rmtree(prefix, ignore_errors=True)
+
+
+def find_njs(program: programs.Program, say: Callable[[str], None] = lambda line: None) -> programs.Program | None:
+    """The same program with a module for JavaScript that it takes; None if there is none to be had."""
+    beside = Path(f"/{NJS_MODULE}")
+    if found := _with_module(program, beside, {}):
+        return found
+    if module := programs.find_or_unpack(NJS_PACKAGE, NJS_MODULE, say=say):
+        return _with_module(program, module, programs.libraries_of(NJS_PACKAGE))
+    return None
+
+
+def _with_module(program: programs.Program, module: Path, libraries: Mapping[str, str]) -> programs.Program | None:
+    """The program with the module, if it is there and was made for this nginx."""
+    if not module.exists():
+        return None
+    found = replace(program, environment={**libraries, **program.environment}, njs=module)
+    with tempfile.TemporaryDirectory() as folder:
+        configuration = Path(folder) / "nginx.conf"
+        configuration.write_text(f"load_module {_quote(module)}; pid nginx.pid; error_log stderr; events {{}}\n")
+        try:
+            check_configuration(found, Path(folder), configuration)
+        except StartError:
+            return None
+    return found
 
 
 def find_or_install(say: Callable[[str], None] = lambda line: None) -> programs.Program | None:

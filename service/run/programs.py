@@ -4,12 +4,14 @@ On Debian and its kin a package and what it lacks are unpacked into a folder of 
 needs no root, starts no system service and changes nothing outside of the folder.
 """
 
+import contextlib
 import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from pathlib import Path
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LIBRARY_FOLDERS = ("usr/lib/*-linux-gnu*", "lib/*-linux-gnu*", "usr/lib", "lib")
 SECONDS = 300
+RETRY_SECONDS = 86400.0
 APT_OPTIONS: tuple[str, ...] = (
     "-q", "-y", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root",
     "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
@@ -35,6 +38,8 @@ class Program:
     version: tuple[int, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     """What its environment has to hold besides the usual: where its libraries are."""
+    njs: Path | None = None
+    """nginx's module for JavaScript."""
 
     @property
     def version_text(self) -> str:
@@ -77,6 +82,38 @@ def find_or_install(name: str, *, cache: Path | None = None,
     except (_Failed, OSError) as error:
         say(f"{name} cannot be had: {error}")
         return None
+
+
+def find_or_unpack(package: str, wanted: str, *, cache: Path | None = None,
+                   say: Callable[[str], None] = lambda line: None) -> Path | None:
+    """A file out of a Debian package which adds something to a program; None if it is not to be had.
+
+    Only unpacked, never installed.  Where that failed it is not tried again for a day, since nobody needs it to start.
+    """
+    cache = cache or default_cache()
+    file = cache / package / wanted
+    failed = cache / f"{package}.failed"
+    if file.exists() or not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return file if file.exists() else None
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - failed.stat().st_mtime < RETRY_SECONDS:
+            return None
+    say(f"{package} is not on this machine; taking it from the system's packages")
+    try:
+        with _locked(cache):
+            if not file.exists():
+                _unpack(package, cache)
+    except (_Failed, OSError) as error:
+        say(f"{package} cannot be had: {error}")
+    if file.exists():
+        return file
+    failed.touch()
+    return None
+
+
+def libraries_of(package: str, *, cache: Path | None = None) -> Mapping[str, str]:
+    """What the environment of a program has to hold that uses an unpacked package."""
+    return _library_path((cache or default_cache()) / package)
 
 
 def default_cache() -> Path:

@@ -69,7 +69,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ask_to_stop)
-        with folders.claimed(self._config.data_root) as places, self._logs:
+        with folders.claimed(self._config.data_root, containers=self._containers) as places, self._logs:
             self._config = self._config.model_copy(update={"data_root": places.root})
             try:
                 await self._until_stopped(self._start(places))
@@ -104,6 +104,7 @@ class Supervisor:
         await asyncio.to_thread(migrate.apply, dsn)
         self._config = self._config.model_copy(update={"database_url": SecretStr(dsn)})
         await asyncio.to_thread(self._start_metrics, places)
+        (places.memory / nginx.GENERATIONS).mkdir(mode=folders.MODE, exist_ok=True)
         await self._start_workers(places)
         if self._nginx:
             await self._add(self._nginx_child(places, self._nginx))
@@ -119,20 +120,25 @@ class Supervisor:
         if self._containers or self._config.nginx == "auto":
             nginx.check_data_root(places.root)
         if self._containers:
-            self._write_nginx_configuration(places)
+            self._write_nginx_configuration(places, "nginx.conf", None)
+            self._write_nginx_configuration(places, "nginx-njs.conf", Path(f"/{nginx.NJS_MODULE}"))
             return
         folders.check_port(self._config.host, self._config.port)
         if self._config.nginx == "auto":
             self._nginx = nginx.find_or_install(say)
         if self._nginx:
-            self._write_nginx_configuration(places)
+            self._nginx = nginx.find_njs(self._nginx, say) or self._nginx
+            self._write_nginx_configuration(places, "nginx.conf", self._nginx.njs)
             nginx.check_configuration(self._nginx, nginx.make_prefix(places.spool), places.run / "nginx.conf")
 
-    def _write_nginx_configuration(self, places: Folders) -> None:
+    def _write_nginx_configuration(self, places: Folders, name: str, njs_module: Path | None) -> None:
         sockets = [places.worker_socket(number) for number in range(self._config.workers)]
         signer = AddressSigner(read_or_create_secret(places.root / SECRET_FILE))
-        text = nginx.render(self._config, sockets, as_root=os.geteuid() == 0, signer=signer)
-        path = places.run / "nginx.conf"
+        njs = nginx.Njs(njs_module, places.memory_seen_by_nginx) if njs_module else None
+        text = nginx.render(self._config, sockets, as_root=os.geteuid() == 0, signer=signer, njs=njs)
+        if njs:
+            (places.run / nginx.SCRIPT).write_text(nginx.render_script(njs.memory), encoding="utf-8")
+        path = places.run / name
         path.touch(mode=0o600)
         path.chmod(0o600)  # it holds a secret, also where an older version left it open
         path.write_text(text, encoding="utf-8")
@@ -213,6 +219,7 @@ class Supervisor:
     def _worker_child(self, places: Folders, number: int, log: LogFile | None) -> Child:
         socket = places.worker_socket(number) if self._nginx or self._containers else None
         command = [sys.executable, "-P", "-m", "service", "worker", "--number", str(number),
+                   "--generations", str(places.memory / nginx.GENERATIONS),
                    *(["--socket", str(socket)] if socket else [])]
 
         def prepare() -> tuple[Sequence[str], Path]:

@@ -15,7 +15,7 @@ import jwt
 
 from service.config import MIN_JWT_SECRET_BYTES
 from service.errors import Unauthenticated
-from service.model import Caller, SessionId, UserId, new_uuid
+from service.model import Caller, SessionId, UserId, new_uuid, shard_of
 
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "file-storage"
@@ -47,13 +47,22 @@ class AccessTokens:
             "iss": ISSUER, "aud": AUDIENCE, "sub": str(caller.user_id), "sid": str(caller.session_id),
             "jti": str(new_uuid()), "iat": now, "exp": now + self.ttl_seconds,
         }
-        return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
+        # sorted: nginx/decisions.js knows where in the token the shard is
+        return jwt.encode(claims, self._secret, algorithm=ALGORITHM, headers={"shard": shard_of(caller.user_id)},
+                          sort_headers=True)
 
     def verify(self, token: str) -> Caller:
         """Who the token speaks for; raise Unauthenticated, without saying why, for any text that `issue` did not make.
 
         Says nothing about whether the session has been ended since.
         """
+        return self._verify(token)[0]
+
+    def expires_at(self, token: str) -> int:
+        """When the token ends, in seconds of the epoch; raise Unauthenticated as `verify` does."""
+        return self._verify(token)[1]
+
+    def _verify(self, token: str) -> tuple[Caller, int]:
         if len(token) > MAX_CHARACTERS or not token.isascii():
             raise Unauthenticated
         # The exact text is the key, so what is remembered was checked as it stands; its digest, so no live token is.
@@ -61,12 +70,11 @@ class AccessTokens:
         remembered = self._remembered.get(key)
         if remembered is not None and time.time() < remembered[1]:
             self._remembered.move_to_end(key)
-            return remembered[0]
-        caller, expires_at = self._check(token)
-        self._remembered[key] = caller, expires_at
+            return remembered
+        verified = self._remembered[key] = self._check(token)
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
-        return caller
+        return verified
 
     def _check(self, token: str) -> tuple[Caller, int]:
         try:

@@ -75,6 +75,7 @@ EXPECTED = {
     ("GET", "/docs/{name}"): Row(404, "documentation"),
     ("GET", "/openapi.json"): Row(200, "documentation"),
     ("GET", "/_preflight"): Row(404, "nginx's question, which asks for the account by itself"),
+    ("GET", "/_decide"): Row(404, "nginx's question, which asks for the account by itself"),
 }
 
 
@@ -194,7 +195,9 @@ INTERNAL = [
     "/_unreadable/", "/_unsatisfiable", "/_blobs", "/_blobs/", "/_blobs/00/x", "/_blobs../jwt_secret",
     "/_blobs/../jwt_secret", "/_blobs/%2e%2e/jwt_secret", "/_blobs..%2fjwt_secret", "/_", "/_anything", "/metrics",
     "/metrics/", "/metrics?name=x", "/%5fpreflight", "/%5Fblobs/", "/x/../_preflight", "//_preflight", "/./_refused",
-    "/_preflight?x=1", "/m%65trics", "/%2e/metrics", "//metrics",
+    "/_preflight?x=1", "/_decide", "/_decide/", "/_decide?path=/x", "/_decided/",
+    "/_decided/image-png/00/x", "/_decided/image-png/..%2f..%2fjwt_secret", "/_decided/image-png/../../jwt_secret",
+    "/m%65trics", "/%2e/metrics", "//metrics",
 ]
 
 
@@ -268,7 +271,8 @@ async def test_openapi_document_is_valid_and_has_every_route(anonymous: Api) -> 
     assert reply.headers["Content-Type"].startswith("application/json")
     OpenAPIV31SpecValidator(reply.json).validate()
     described = {(method.upper(), path) for path, item in reply.json["paths"].items() for method in item}
-    assert {(method, re.sub(r":[^}]*", "", path)) for method, path in EXPECTED} - {("GET", "/_preflight")} <= described
+    questions = {("GET", "/_preflight"), ("GET", "/_decide")}
+    assert {(method, re.sub(r":[^}]*", "", path)) for method, path in EXPECTED} - questions <= described
     paths = {path for _, path in described}
     assert not any(path.startswith("/_") for path in paths)
 

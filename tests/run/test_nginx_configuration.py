@@ -18,9 +18,12 @@ from service.security.media import KINDS
 PER_REQUEST = {"X-File", "X-Body-Length", "X-Body-Transfer-Encoding", "X-Original-Method", "X-Original-Uri"}
 
 
-def render(workers: int = 2, host: str = "127.0.0.1") -> str:
+NJS = nginx.Njs(Path(f"/{nginx.NJS_MODULE}"), "../../run/memory")
+
+
+def render(workers: int = 2, host: str = "127.0.0.1", njs: nginx.Njs | None = NJS) -> str:
     sockets = [Path(f"/run/some where/worker-{number}.sock") for number in range(workers)]
-    return nginx.render(Config(host=host), sockets, as_root=os.geteuid() == 0)
+    return nginx.render(Config(host=host), sockets, as_root=os.geteuid() == 0, njs=njs)
 
 
 def locations() -> dict[str, str]:
@@ -35,10 +38,32 @@ def locations() -> dict[str, str]:
 def test_nginx_accepts_it(nginx_program: Program, tmp_path: Path, workers: int, host: str) -> None:
     for name in ("spool", "run"):
         (tmp_path / name).mkdir()
-    (tmp_path / "run" / "nginx.conf").write_text(render(workers, host))
+    (tmp_path / "run" / "nginx.conf").write_text(render(workers, host, njs=None))
     prefix = nginx.make_prefix(tmp_path / "spool")
     nginx.check_configuration(nginx_program, prefix, tmp_path / "run" / "nginx.conf")
     assert {entry.name for entry in tmp_path.iterdir()} == {"spool", "run"}
+
+
+def test_nginx_accepts_it_with_javascript(nginx_program: Program, tmp_path: Path) -> None:
+    program = nginx.find_njs(nginx_program)
+    assert program is not None and program.njs is not None
+    for name in ("spool", "run", "run/memory"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / nginx.SCRIPT).write_text(nginx.render_script(NJS.memory))
+    (tmp_path / "run" / "nginx.conf").write_text(render(njs=nginx.Njs(program.njs, NJS.memory)))
+    nginx.check_configuration(program, nginx.make_prefix(tmp_path / "spool"), tmp_path / "run" / "nginx.conf")
+
+
+def test_module_of_another_nginx_is_not_taken(nginx_program: Program, tmp_path: Path) -> None:
+    module = tmp_path / "module.so"
+    module.write_bytes(b"no module at all")
+    assert nginx._with_module(nginx_program, module, {}) is None
+
+
+@pytest.mark.parametrize("memory", ["/dev/shm/a'b", "/a b", "/a\\b", "/a\n"])
+def test_folder_that_the_script_would_misread_is_refused(memory: str) -> None:
+    with pytest.raises(StartError, match="cannot name the folder"):
+        nginx.render_script(memory)
 
 
 def test_wrong_configuration_is_told(nginx_program: Program, tmp_path: Path) -> None:
@@ -48,7 +73,8 @@ def test_wrong_configuration_is_told(nginx_program: Program, tmp_path: Path) -> 
 
 
 def test_no_placeholder_is_left() -> None:
-    assert "{{" not in render() and "}}" not in render()
+    for text in (render(), render(njs=None), nginx.render_script(NJS.memory)):
+        assert "{{" not in text and "}}" not in text
 
 
 def test_neither_regular_expressions_nor_rewriting() -> None:
@@ -60,7 +86,7 @@ def test_neither_regular_expressions_nor_rewriting() -> None:
 
 def test_alias_and_its_location_end_in_a_slash() -> None:
     aliases = {name: body for name, body in locations().items() if "alias " in body}
-    assert set(aliases) == {"/_blobs/", *(f"/_signed/{kind}/" for kind in KINDS)}
+    assert set(aliases) == {"/_blobs/", *(f"/_{what}/{kind}/" for what in ("signed", "decided") for kind in KINDS)}
     for name, body in aliases.items():
         assert name.endswith("/")
         assert re.findall(r"alias (\S+);", body) == ["../../blobs/"]
@@ -69,7 +95,7 @@ def test_alias_and_its_location_end_in_a_slash() -> None:
 def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
     common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
     proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
-    assert set(proxied) == {"/", "/auth/", "= /file", "= /_preflight", "@link_visit", "@link_upload"}
+    assert set(proxied) == {"/", "/auth/", "= /file", "= /_preflight", "= /_decide", "@download_asked", "@link_visit", "@link_upload"}
     for body in proxied.values():
         names = re.findall(r"proxy_set_header (\S+)", body)
         assert len(set(names)) == len(names)

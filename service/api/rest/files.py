@@ -13,10 +13,11 @@ from service.api.keys import BEHIND_NGINX, DOMAIN, TRACE
 from service.api.rest import schema
 from service.api.rest.answers import answer
 from service.api.rest.openapi import ANY, MULTIPART, Answer, operation
-from service.api.rest.params import conditions_of, parse_place, place_of, query_of, read_query
-from service.domain.content import Place, Stored, Target
+from service.api.rest.params import conditions_of, key_of, parse_place, place_in, place_of, query_of, read_query
+from service.domain.content import Stored
+from service.domain.places import Place, Target
 from service.errors import BadRequest, InvalidField, InvalidPath
-from service.model import Caller, Folder, Staged
+from service.model import Caller, Delivery, Folder, Staged
 
 FORM_FRAME_BYTES = 64 * 1024  # what the parts of a form may add to its file; only a first look depends on it
 
@@ -194,9 +195,14 @@ async def show_usage(request: web.Request) -> web.StreamResponse:
            errors=(400, 404, 409, 412, 416, 422, 503))
 async def download_file(request: web.Request) -> web.StreamResponse:
     """Send a file."""
-    version = schema.load(schema.DownloadQuery, query_of(request)).get("version")
-    return await delivery.respond(request, await request.app[DOMAIN].content.deliver(
-        caller(request), place_of(request), version))
+    return await delivery.respond(request, await decide_file(request, caller(request), request.raw_path))
+
+
+async def decide_file(request: web.Request, who: Caller, address: str) -> Delivery:
+    """Which bytes the address of a download stands for."""
+    query = read_query(address)
+    version = schema.load(schema.DownloadQuery, query).get("version")
+    return await request.app[DOMAIN].content.deliver(who, place_in(request, query), version)
 
 
 @operation("Delete", tag="file", query=schema.DeleteQuery, headers=schema.DeleteHeaders,

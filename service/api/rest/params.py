@@ -1,6 +1,7 @@
 """What an address says: its parameters, strictly decoded, and the place in the tree that one names."""
 
 import re
+from collections.abc import Mapping
 from uuid import UUID
 
 from aiohttp import web
@@ -46,7 +47,12 @@ def parse_place(text: str) -> Place:
 
 def place_of(request: web.Request) -> Place:
     """The place that the parameter `path` names."""
-    text = query_of(request).get("path")
+    return place_in(request, query_of(request))
+
+
+def place_in(request: web.Request, query: Mapping[str, str]) -> Place:
+    """The place that `path` names in the parameters of an address that may be another one than the request's own."""
+    text = query.get("path")
     if not text:
         raise InvalidField("This parameter is needed.", field="path")
     request[TRACE].fields["path"] = text
