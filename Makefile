@@ -17,7 +17,7 @@ $(foreach setting,$(SHORT_SETTINGS),$(eval $(call pass_on,$(setting))))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test bench mutants migrate lint lock clean docker-up docker-down
+.PHONY: help run test test-faults bench mutants migrate lint lock clean docker-up docker-down
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,7 +29,10 @@ test: $(VENV)/installed-dev ## run all tests, or those of T=path
 	@exec $(PY) -m pytest $(T)
 
 mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
-	@exec $(PY) -m pytest -q -p tests.mutants -m mutant
+	@exec $(PY) -m pytest -q -p tests.mutants -m mutant tests tests/faults/test_powercut_mutants.py
+
+test-faults: $(VENV)/installed-dev ## power cuts, kills, full disks and the like, as root (T=path, ROUNDS=30: each so often)
+	@ROUNDS='$(or $(ROUNDS),3)' exec $(PY) -m pytest -q $(or $(T),tests/faults)
 
 bench: $(VENV)/installed-dev ## measure beside plain nginx and rivals (ROWS=hot,put FULL=1 AGAINST=checkout ACCEPT=1)
 	@exec $(PY) -m tests.bench $(if $(FULL),--full) $(if $(ROWS),--rows '$(ROWS)') \

@@ -28,6 +28,7 @@ class Stack:
     root: Path
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    module: str = "service"  # what is run; tests/faults have one that does as told
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -59,16 +60,17 @@ class Stack:
         """Start and wait until it is ready; raise with its output if it does not become so."""
         output = self.root.parent / f"{self.root.name}.out"
         with output.open("ab") as file:
-            self.process = subprocess.Popen([sys.executable, "-m", "service", "run"], env=self.environment(),
+            self.process = subprocess.Popen([sys.executable, "-m", self.module, "run"], env=self.environment(),
                                             stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         deadline = time.monotonic() + START_SECONDS
-        while not self._is_ready():
+        while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the service did not start:\n{output.read_text(encoding='utf-8')}")
             time.sleep(0.05)
         return self
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether it answers and has all that it needs."""
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
                 return int(response.status) == 200

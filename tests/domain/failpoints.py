@@ -10,8 +10,9 @@ import inspect
 import os
 import pkgutil
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from types import ModuleType
 from typing import Any
 
 import asyncpg
@@ -49,6 +50,15 @@ async def raise_surprise(conn: Any) -> None:
     raise ZeroDivisionError("injected")
 
 
+def functions_of_db() -> Iterator[tuple[ModuleType, str, Callable[..., Awaitable[Any]]]]:
+    """Every function of service/db that asks the database, with its module and its name there."""
+    for found in pkgutil.iter_modules(service.db.__path__):
+        module = importlib.import_module(f"service.db.{found.name}")
+        for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
+            if function.__module__ == module.__name__:
+                yield module, name, function
+
+
 class Failpoints:
     """Steps as they are passed, and what is to happen at one of them, once."""
 
@@ -57,12 +67,9 @@ class Failpoints:
         self._armed: dict[Point, Action] = {}
         self._observer = world.observer
         self.was_hit = False
-        for found in pkgutil.iter_modules(service.db.__path__):
-            module = importlib.import_module(f"service.db.{found.name}")
-            for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
-                if function.__module__ == module.__name__:
-                    short = module.__name__.rpartition(".")[2]
-                    monkeypatch.setattr(module, name, self._watched(f"{short}.{name}", function))
+        for module, name, function in functions_of_db():
+            short = module.__name__.rpartition(".")[2]
+            monkeypatch.setattr(module, name, self._watched(f"{short}.{name}", function))
         for name in _OF_STORE:
             monkeypatch.setattr(world.store, name, self._watched(f"store.{name}", getattr(world.store, name)))
 

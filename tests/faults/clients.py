@@ -1,0 +1,136 @@
+"""Clients that keep books: each works on files of its own, one change after the other, until it is told to stop."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from tests.client import Api, Reply, new_account
+from tests.faults.ledger import Ledger, State, body_of, digest_of
+from tests.stack import Stack
+
+ANSWER_SECONDS = 90.0
+PAUSE_SECONDS = 0.05  # after an error, so that a service that is down is not asked all the time
+SIZES = (0, 1, 100, 4096, 20_000, 70_000, 300_000, 1_500_000)  # through memory, through the spool, more than one piece
+NO_ANSWER = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+# they mean that nothing was done, and may come while something is wrong
+REFUSALS = (429, 507)
+
+
+@asynccontextmanager
+async def client_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A connection for each request: aiohttp would send some requests again when a connection that it kept breaks."""
+    async with aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, timeout=aiohttp.ClientTimeout(ANSWER_SECONDS),
+            connector=aiohttp.TCPConnector(force_close=True, limit=0)) as session:
+        yield session
+
+
+class Account:
+    """An account, its books, and how a change is asked for."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.ledger = Ledger()
+
+    @classmethod
+    async def open(cls, session: aiohttp.ClientSession, stack: Stack) -> "Account":
+        """A new one."""
+        return cls(await new_account(session, stack))
+
+    async def change(self, effect: State, method: str, address: str, **more: Any) -> Reply | None:
+        """Ask for a change and write down what came of it; None if there was no answer."""
+        number = self.ledger.begin(effect)
+        try:
+            reply = await self.api.call(method, address, **more)
+        except NO_ANSWER:
+            return None
+        if 200 <= reply.status < 300:
+            self.ledger.acknowledge(number)
+        elif reply.status in REFUSALS or reply.status < 500:
+            self.ledger.refuse(number, f"{method} {address}: {reply.status} {reply.body[:300]!r}")
+        return reply
+
+    async def put(self, path: str, body: bytes) -> Reply | None:
+        """Store bytes."""
+        return await self.change({path: digest_of(body)}, "PUT", f"/file?path={quote(path)}", data=body)
+
+    async def post(self, path: str, body: bytes) -> Reply | None:
+        """Store bytes by a form."""
+        form = aiohttp.FormData()
+        form.add_field("path", path)
+        form.add_field("file", BytesIO(body), filename="name")  # aiohttp warns of large bytes
+        return await self.change({path: digest_of(body)}, "POST", "/file", data=form)
+
+    async def delete(self, path: str, *, permanent: bool) -> Reply | None:
+        """Delete a file."""
+        return await self.change({path: None}, "DELETE", f"/file?path={quote(path)}{'&permanent=true' * permanent}")
+
+    async def move(self, path: str, to: str) -> Reply | None:
+        """Move a file to where nothing is."""
+        return await self.change({path: None, to: self.ledger.known[path]}, "POST", "/file/move",
+                                 json={"from": path, "to": to})
+
+    async def copy(self, path: str, to: str) -> Reply | None:
+        """Copy a file to where nothing is."""
+        return await self.change({to: self.ledger.known[path]}, "POST", "/file/copy", json={"from": path, "to": to})
+
+
+class Writer:
+    """Does one thing after the other in a folder of its own; its seed says what."""
+
+    def __init__(self, account: Account, folder: str, seed: int) -> None:
+        self._account = account
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._count = 0
+        self._steps: Mapping[str, Callable[[], Awaitable[Reply | None]]] = {
+            "put": self._put, "post": self._post, "overwrite": self._overwrite, "delete": self._delete,
+            "move": self._move, "copy": self._copy}
+
+    async def run(self, stop: asyncio.Event, *, pause_seconds: float = 0) -> None:
+        """Until it is told to stop."""
+        while not stop.is_set():
+            reply = await self.step()
+            if reply is None or reply.status >= 500:
+                await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(pause_seconds)
+
+    async def step(self) -> Reply | None:
+        """One change."""
+        kind, = self._random.choices(list(self._steps), weights=(35, 10, 20, 15, 10, 10))
+        return await (self._steps[kind] if self._own() else self._put)()
+
+    def _own(self) -> list[str]:
+        return [path for path in self._account.ledger.free_paths() if path.startswith(f"{self._folder}/")]
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"{self._folder}/{self._random.randrange(4)}/{self._count}.bin"
+
+    def _body(self) -> bytes:
+        self._count += 1
+        return body_of(f"{self._account.api.username}{self._folder}{self._count}", self._random.choice(SIZES))
+
+    async def _put(self) -> Reply | None:
+        return await self._account.put(self._fresh(), self._body())
+
+    async def _post(self) -> Reply | None:
+        return await self._account.post(self._fresh(), self._body())
+
+    async def _overwrite(self) -> Reply | None:
+        return await self._account.put(self._random.choice(self._own()), self._body())
+
+    async def _delete(self) -> Reply | None:
+        return await self._account.delete(self._random.choice(self._own()), permanent=self._random.random() < 0.5)
+
+    async def _move(self) -> Reply | None:
+        return await self._account.move(self._random.choice(self._own()), self._fresh())
+
+    async def _copy(self) -> Reply | None:
+        return await self._account.copy(self._random.choice(self._own()), self._fresh())

@@ -1,0 +1,116 @@
+"""The service with faults built in: `python -m tests.faults.faulty_service run` with FAULTS="m1 slow_place" or so.
+
+The same supervisor, the same workers, the same commands; each worker first changes what the words in FAULTS name.
+Nothing of this is in the service itself.
+"""
+
+import asyncio
+import dataclasses
+import os
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from service.__main__ import main
+from service.domain.content import Content
+from service.run import keeper, supervisor
+from service.run.keeper import Child
+from service.storage.local import LocalStore
+from tests.faults import steps
+
+MODULE = "tests.faults.faulty_service"
+SLOW_SECONDS = 1.0
+
+
+def _without_fsync_of(is_spared: Callable[[int], bool]) -> None:
+    fsync = os.fsync
+
+    def fsync_others(descriptor: Any) -> None:
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        if not is_spared(os.fstat(number).st_mode):
+            fsync(descriptor)
+
+    os.fsync = fsync_others  # type: ignore[assignment]
+
+
+def m1() -> None:
+    """No file is forced to the disk."""
+    _without_fsync_of(stat.S_ISREG)
+
+
+def m2() -> None:
+    """No folder is forced to the disk."""
+    _without_fsync_of(stat.S_ISDIR)
+
+
+def m3() -> None:
+    """The row is committed first, then the bytes get their place."""
+    place, store = LocalStore.place, Content.store
+    waiting: dict[Any, Any] = {}
+
+    async def note(self: LocalStore, staged: Any) -> None:
+        waiting[staged.key] = staged
+
+    async def commit_first(self: Content, caller: Any, target: Any, staged: Any, **more: Any) -> Any:
+        stored = await store(self, caller, target, staged, **more)
+        await place(self._store, waiting.pop(staged.key))  # type: ignore[arg-type]
+        return stored
+
+    LocalStore.place = note  # type: ignore[method-assign]
+    Content.store = commit_first  # type: ignore[method-assign]
+
+
+def m14() -> None:
+    """Commits do not wait for the disk."""
+    create_pool = asyncpg.create_pool
+
+    def create(*args: Any, **kwargs: Any) -> Any:
+        kwargs["server_settings"] = {**kwargs["server_settings"], "synchronous_commit": "off"}
+        return create_pool(*args, **kwargs)
+
+    asyncpg.create_pool = create
+
+
+def slow_place() -> None:
+    """A disk that takes its time until bytes have their place."""
+    place = LocalStore.place
+
+    async def place_slowly(self: LocalStore, staged: Any) -> None:
+        await asyncio.sleep(SLOW_SECONDS)
+        await place(self, staged)
+
+    LocalStore.place = place_slowly  # type: ignore[method-assign]
+
+
+WORDS: dict[str, Callable[[], None]] = {
+    "m1": m1, "m2": m2, "m3": m3, "m14": m14, "slow_place": slow_place, "steps": steps.install}
+
+
+def _keep_for_ever() -> None:
+    """Children are started again at once however often they are killed: that is what the test does."""
+    keeper.STEADY_SECONDS = 0
+    worker_child = supervisor.Supervisor._worker_child
+
+    def faulty_child(self: supervisor.Supervisor, *args: Any) -> Child:
+        child = worker_child(self, *args)
+
+        def prepare() -> tuple[Sequence[str], Path]:
+            command, folder = child.prepare()
+            return [MODULE if part == "service" else part for part in command], folder
+
+        return dataclasses.replace(child, prepare=prepare)
+
+    supervisor.Supervisor._worker_child = faulty_child  # type: ignore[assignment, method-assign]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "worker":
+        for word in os.environ.get("FAULTS", "").split():
+            WORDS[word]()
+    else:
+        _keep_for_ever()
+    sys.exit(main(sys.argv[1:]))
