@@ -102,14 +102,14 @@ def _domain(config: Config, generations: Generations) -> Callable[[web.Applicati
             listing=Listing(database, cursors), health=HealthChecks(database, cache, store),
             links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
                               links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)),
-            sessions=Sessions(database, cache),
-            trash=Trash(database),
+            sessions=Sessions(database, cache), trash=Trash(database),
             versions=Versions(database, keep=config.versions_keep))
-        sampling = asyncio.create_task(_sample(database))
+        background = [asyncio.create_task(work) for work in (_sample(database), door.writability.watch())]
         keeping = asyncio.create_task(_keep_up(config, database, store))
         yield
         keeping.cancel()
-        sampling.cancel()
+        for task in background:
+            task.cancel()
         await app[DOMAIN].content.drain()
         await trail.drain()
         await asyncio.wait([keeping])

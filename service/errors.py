@@ -204,6 +204,18 @@ class OutcomeUnknown(Unavailable):
     code = "outcome_unknown"
 
 
+class DiskFailed(Unavailable):
+    """The disk did not do its part; nothing was stored, try again."""
+
+    code = "disk_failed"
+
+
+class ReadOnly(Unavailable):
+    """The disk is failing: for now files can be read and not stored."""
+
+    code = "read_only"
+
+
 class QuotaExceeded(ServiceError):
     """The account has no room for this; nothing was stored."""
 

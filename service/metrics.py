@@ -18,8 +18,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = [
-    "BODIES", "BYTES", "CACHE", "CONTENT_TYPE", "FINDINGS", "Gauge", "HELD", "LAST_CHECK", "SWEPT", "VERIFIED",
-    "count_request", "count_sweep", "folder_of", "queued", "render", "sample", "serve", "share",
+    "BODIES", "BYTES", "CACHE", "CONTENT_TYPE", "DISK_FAILURES", "FINDINGS", "Gauge", "HELD", "LAST_CHECK", "READ_ONLY",
+    "SWEPT", "VERIFIED", "count_request", "count_sweep", "folder_of", "queued", "render", "sample", "serve", "share",
 ]
 
 _OWN = CollectorRegistry()
@@ -59,6 +59,9 @@ HELD = Gauge("file_storage_removals_held", "1: nothing is removed from the disk,
 LAST_CHECK = Gauge("file_storage_last_check_timestamp_seconds", "When a check was last done to its end", ["check"],
                    multiprocess_mode="max", registry=_OWN)
 VERIFIED = Counter("file_storage_verified_bytes", "Bytes that were read back and compared", ["by"], registry=_OWN)
+DISK_FAILURES = Counter("file_storage_disk_failures", "Errors of the disk under uploads", ["of"], registry=_OWN)
+READ_ONLY = Gauge("file_storage_read_only", "1 while a worker refuses uploads since the disk fails", ["of"],
+                  multiprocess_mode="max", registry=_OWN)
 MEMORY = Gauge("file_storage_resident_memory_bytes", "Memory of a worker, looked at every few seconds", ["worker"],
                multiprocess_mode="sum", registry=_OWN)
 

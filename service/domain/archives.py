@@ -4,6 +4,7 @@ First a plan is written to a scratch file: a line for each entry, which takes on
 the plan follows where every byte of the archive is; the same tree gives the same archive, so a download can be resumed.
 """
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from service.domain import zip64
 from service.domain.content import Place, get
 from service.errors import ContentUnavailable, NotAFolder
 from service.model import BlobKey, Caller, File, FileId, Folder, UserId
-from service.storage.base import BlobStore
+from service.storage.base import BlobStore, explain
 
 PIECE_BYTES = 2**19
 _LINE = struct.Struct("<16sQIqQH")  # key (zeros for a folder), size, CRC-32, time, offset, length of the name
@@ -58,7 +59,7 @@ class Archives:
         return await self.plan_folder(caller.user_id, folder)
 
     async def plan_folder(self, user_id: UserId, folder: Folder) -> Plan:
-        """Lay out the archive of a folder that somebody may read."""
+        """Lay out the archive of a folder that somebody may read; raise StorageFull, DiskFailed."""
         scratch = await self._store.run(self._store.scratch)
         planner = _Planner(folder, "files" if folder.id == user_id else folder.name, scratch)
 
@@ -70,8 +71,11 @@ class Archives:
         try:
             await self._database.in_transaction(work)
             return await self._store.run(planner.finish)
-        except BaseException:
-            scratch.close()
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # what it has still to write may be what the disk did not take
+                scratch.close()
+            if isinstance(error, OSError):
+                raise explain(error) from error
             raise
 
     async def _summed(self, conn: Connection, row: Row) -> Row:
@@ -212,6 +216,7 @@ class _Planner:
 
     def finish(self) -> Plan:
         """The plan."""
+        self._scratch.flush()
         end = zip64.end_of_directory(self._count, self._directory_bytes, self._offset)
         return Plan(name=f"{self._name}.zip", etag=f'"{self._digest.hexdigest()[:32]}"', count=self._count,
                     size_bytes=self._offset + self._directory_bytes + len(end), directory_offset=self._offset,

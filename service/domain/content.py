@@ -10,10 +10,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+import structlog
+
 from service import names
 from service.db import blobs, files, links, users, versions
 from service.db.pool import Connection, Database
 from service.domain.audit import record
+from service.domain.writability import Writability
 from service.errors import (
     Conflict, InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError,
     StorageFull, TooLarge,
@@ -25,6 +28,9 @@ from service.storage.base import BlobStore, Claim, Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+MIN_FREE_FILES = 64  # of those that the file system can still make; nginx and a form take some for each upload
+log = structlog.get_logger()
 
 Place = tuple[str, ...] | FileId
 Also = Callable[[Connection], Awaitable[None]]
@@ -70,18 +76,19 @@ class Content:
         self._store = store
         self._limits = limits
         self._commits: set[asyncio.Task[Stored]] = set()
+        self.writability = Writability(store)
 
     # --- before and while bytes come in ---
 
     async def admit(self, caller: Caller, size_bytes: int | None, place: Place | None) -> None:
         """Refuse an upload before its first byte; None is what is not known yet.
 
-        A first look only: the quota is decided by the transaction.  Raises TooLarge, QuotaExceeded, StorageFull.
+        A first look only: the quota is decided by the transaction.  Raises TooLarge, QuotaExceeded, StorageFull and
+        ReadOnly.
         """
         size = size_bytes or 0
         self.check_size(size)
-        if self._store.free_bytes() - size < self._limits.min_free_bytes:
-            raise StorageFull()
+        self._check_disk(size)
         async with self._database.connection() as conn:
             usage = await users.get_usage(conn, caller.user_id)
             if usage.available_bytes is None or size <= usage.available_bytes:
@@ -92,6 +99,16 @@ class Content:
         if size > usage.available_bytes + freed + usage.versions_bytes:
             raise QuotaExceeded()
 
+    def _check_disk(self, size_bytes: int) -> None:
+        self.writability.check()
+        room = self._store.room()
+        if room.is_read_only:
+            self.writability.found_read_only()
+        if room.free_bytes - size_bytes < self._limits.min_free_bytes:
+            raise StorageFull()
+        if room.free_files is not None and room.free_files < MIN_FREE_FILES:
+            raise StorageFull("The disk has no room for another file; nothing was stored.")
+
     def check_size(self, size_bytes: int) -> None:
         """Raise TooLarge for more than one file may have."""
         if size_bytes > self._limits.max_upload_bytes:
@@ -99,11 +116,15 @@ class Content:
 
     def claim(self, spooled: str, size_bytes: int | None) -> Claim:
         """Take a body that nginx spooled; no await happens here."""
-        return self._store.claim(spooled, size_bytes)
+        with self.writability.watched():
+            return self._store.claim(spooled, size_bytes)
 
     def release(self, key: BlobKey) -> None:
-        """Throw away a claimed or staged body that was not stored."""
-        self._store.discard(key)
+        """Throw away a claimed or staged body that was not stored; one that cannot be is left for the next start."""
+        try:
+            self._store.discard(key)
+        except OSError as error:
+            log.warning("body_left_behind", blob=str(key), reason=str(error))
 
     def consume(self, claim: Claim) -> Iterator[bytes]:
         """The claimed bytes, piece by piece, once."""
@@ -111,7 +132,8 @@ class Content:
 
     async def adopt(self, claim: Claim) -> Staged:
         """Hash a claimed body and make it durable."""
-        return await self._store.adopt(claim)
+        with self.writability.watched():
+            return await self._store.adopt(claim)
 
     def writer(self) -> Writer:
         """Begin a body that comes piece by piece; its methods go through `run`."""
@@ -119,7 +141,8 @@ class Content:
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on bytes off the event loop."""
-        return await self._store.run(work, *args, **kwargs)
+        with self.writability.watched():
+            return await self._store.run(work, *args, **kwargs)
 
     # --- the door in ---
 
@@ -133,9 +156,10 @@ class Content:
         """
         try:
             self.check_size(staged.size_bytes)
-            await self._store.place(staged)
+            with self.writability.watched():
+                await self._store.place(staged)
         except BaseException:
-            self._store.discard(staged.key)
+            self.release(staged.key)
             raise
         # from here on a client that goes away changes nothing: the transaction runs to its end
         task = asyncio.create_task(self._commit(caller.user_id, target, staged, content_type, conditions, also))

@@ -1,18 +1,46 @@
 """What a store of bytes can do.  Blobs are immutable and named by fresh keys; nothing is ever written twice."""
 
+import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 
+from service.errors import DiskFailed, StorageFull, Unavailable
 from service.model import BlobKey, Staged
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_FAILED = frozenset({errno.EIO, errno.EROFS, errno.EUCLEAN, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN,
+                     errno.EREMOTEIO, errno.ESTALE})
+
+
+def explain(error: OSError) -> Exception:
+    """The domain's error for one of the system; the error itself if there is none."""
+    if error.errno in _NO_ROOM:
+        return StorageFull()
+    if error.errno in _NO_FILES:
+        return Unavailable("Too many files are open; try again.", retry_after_seconds=1)
+    if error.errno in _FAILED:
+        return DiskFailed(retry_after_seconds=5)
+    return error
+
+
 class StoreError(Exception):
     """The store cannot be used as it is: a start-up refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What the disk has to spare; `free_files` None: it does not count them."""
+
+    free_bytes: int
+    free_files: int | None
+    is_read_only: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +110,11 @@ class BlobStore(Protocol):
     def scratch(self) -> BinaryIO:
         """A file without a name, for what is too much for memory; it is gone when it is closed."""
 
-    def free_bytes(self) -> int:
-        """Room on the disk."""
+    def room(self) -> Room:
+        """What is left on the disk; raises OSError if it does not say."""
+
+    def probe(self) -> None:
+        """Write a little and force it to the disk, as an upload is; raises OSError.  Blocks."""
 
     async def ping(self) -> None:
         """Return when the disk has answered; raise OSError if it does not."""

@@ -27,9 +27,9 @@ from typing import BinaryIO, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from service import metrics
-from service.errors import BadRequest, IncompleteBody, StorageFull, Unavailable
+from service.errors import BadRequest, IncompleteBody, Unavailable
 from service.model import BlobKey, Staged, new_uuid
-from service.storage.base import Claim, StoreError
+from service.storage.base import Claim, Room, StoreError, explain
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -44,16 +44,6 @@ PIECE_BYTES = 2**20
 _WORTH_A_THREAD_BYTES = 2**17
 # relative to the spool: <start of nginx>/body/<digit>/<two digits>/<number>
 _SPOOLED = re.compile(r"/([0-9a-f]{32}/body/[0-9]/[0-9]{2}/[0-9]{10})\Z")
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def _explain(error: OSError) -> Exception:
-    """The domain's error for one of the system; the error itself if there is none."""
-    if error.errno in _NO_ROOM:
-        return StorageFull()
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return Unavailable("Too many files are open; try again.", retry_after_seconds=1)
-    return error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -94,7 +84,7 @@ class LocalWriter:
         try:
             self._file: BinaryIO | None = self._path.open("xb", buffering=0)
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
 
     @property
     def size_bytes(self) -> int:
@@ -121,7 +111,7 @@ class LocalWriter:
             while rest:
                 rest = rest[self._file.write(rest):]
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
 
     def finish(self) -> Staged:
         """Force the bytes to the disk.  A failed fsync is never tried again: the kernel may have dropped the pages."""
@@ -129,7 +119,7 @@ class LocalWriter:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
         self._file.close()
         self._file = None
         return Staged(key=self._key, size_bytes=self._size_bytes, sha256=self._hash.digest(),
@@ -138,9 +128,10 @@ class LocalWriter:
     def abort(self) -> None:
         """Throw away what was written; what `finish` gave out is left alone."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a disk that has failed it is left, for the next start to remove
+                self._file.close()
+                self._path.unlink(missing_ok=True)
             self._file = None
-            self._path.unlink(missing_ok=True)
 
 
 class LocalStore:
@@ -228,7 +219,7 @@ class LocalStore:
                 raise IncompleteBody()
             self._adopt_name(source, staged, status.st_ino)
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
         finally:
             os.close(descriptor)
         return Claim(key=key, size_bytes=status.st_size)
@@ -260,7 +251,7 @@ class LocalStore:
                     _punch(file.fileno(), done, len(piece))
                     done += len(piece)
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
 
     async def adopt(self, claim: Claim) -> Staged:
         """Hash a claimed body and force it to the disk, both at once: one is for the processor, one for the disk."""
@@ -269,7 +260,7 @@ class LocalStore:
             sha256, crc32, _ = await asyncio.gather(
                 self.run(self._hash_file, path), self.run(self._sum_file, path), self.run(self._sync_file, path))
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
         return Staged(key=claim.key, size_bytes=claim.size_bytes, sha256=sha256, crc32=crc32)
 
     @staticmethod
@@ -295,7 +286,7 @@ class LocalStore:
         try:
             return cast(BinaryIO, tempfile.TemporaryFile(dir=self._staging, buffering=2**16))
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
 
     @staticmethod
     def _sync_file(path: Path) -> None:
@@ -311,14 +302,14 @@ class LocalStore:
         try:
             await self.run(self._link, self._staged(staged.key), target)
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
         try:
             await self._sync_folder_once(target.parent)
         except OSError as error:
             # nothing names these bytes yet, and nobody can say whether they would survive: this copy is dropped
             with contextlib.suppress(OSError):
                 await self.delete(staged.key)
-            raise _explain(error) from error
+            raise explain(error) from error
 
     @staticmethod
     def _link(source: Path, target: Path) -> None:
@@ -361,10 +352,24 @@ class LocalStore:
         """The file of a placed blob."""
         return self._blobs / self.locate(key)
 
-    def free_bytes(self) -> int:
-        """Room on the disk for this user."""
+    def room(self) -> Room:
+        """What this user may still take."""
         status = os.statvfs(self._staging)
-        return status.f_bavail * status.f_frsize
+        return Room(free_bytes=status.f_bavail * status.f_frsize,
+                    free_files=status.f_favail if status.f_files else None,
+                    is_read_only=bool(status.f_flag & os.ST_RDONLY))
+
+    def probe(self) -> None:
+        """Write a little and force it to the disk, folder included."""
+        path = self._staged(BlobKey(new_uuid()))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, path.name.encode("ascii"))
+            os.fsync(descriptor)
+            _sync_folder(self._staging)
+        finally:
+            os.close(descriptor)
+            path.unlink()
 
     async def ping(self) -> None:
         """Read the marker, which touches the file system."""

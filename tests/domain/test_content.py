@@ -14,6 +14,7 @@ from service.errors import (
     TooLarge, Unavailable,
 )
 from service.model import Caller, Conditions, FileId, Folder, SessionId, UserId, new_uuid
+from service.storage.base import Room
 from tests.domain.failpoints import Failpoints
 from tests.invariants import check_all
 from tests.world import MAX_UPLOAD_BYTES, World, open_world
@@ -313,10 +314,18 @@ async def test_admission_refuses_early_what_cannot_end_well(world: World) -> Non
 
 async def test_admission_keeps_the_free_space_that_is_to_be_kept(world: World, caller: Caller,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world.store, "free_bytes", lambda: 100)
-    await world.content.admit(caller, 100, None)
+    def leave(free_bytes: int, free_files: int | None) -> None:
+        room = Room(free_bytes=free_bytes, free_files=free_files, is_read_only=False)
+        monkeypatch.setattr(world.store, "room", lambda: room)
+
+    for free_files in (None, 64):  # None: a file system that does not count them
+        leave(100, free_files)
+        await world.content.admit(caller, 100, None)
+        with pytest.raises(StorageFull):
+            await world.content.admit(caller, 101, None)
+    leave(100, 63)
     with pytest.raises(StorageFull):
-        await world.content.admit(caller, 101, None)
+        await world.content.admit(caller, 0, None)
 
 
 # --- downloads ---

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from service.errors import ServiceError, StorageFull, Unavailable
+from service.errors import DiskFailed, ServiceError, StorageFull, Unavailable
 from service.model import BlobKey, Staged
 from service.storage import local
 from service.storage.base import StoreError
@@ -98,12 +98,12 @@ async def calls_of(upload: Upload, faulty: Faulty, root: Path) -> list[Call]:
 
 
 def is_right(error: BaseException, number: int) -> bool:
-    """Whether the error is the one for the domain, or the system's own where there is none."""
+    """Whether the error is the one for the domain."""
     if number == errno.ENOSPC:
         return isinstance(error, StorageFull)
     if number == errno.EMFILE:
         return isinstance(error, Unavailable) and error.retry_after_seconds is not None
-    return isinstance(error, OSError) and error.errno == number
+    return isinstance(error, DiskFailed) and error.retry_after_seconds is not None
 
 
 @every_upload
@@ -115,7 +115,7 @@ async def test_any_call_that_fails_gives_the_right_error_and_leaves_nothing(
     assert {"os.link", "os.fsync", "os.open"} <= {name for name, _ in calls}
     for call in calls:
         disk.expect(call, number)
-        with pytest.raises((OSError, ServiceError)) as caught:
+        with pytest.raises(ServiceError) as caught:
             await upload(store, root)
         is_withdrawn = call == ("os.open", 0) and upload is not through_the_connection
         assert is_right(caught.value, number) or is_withdrawn and isinstance(caught.value, Unavailable), call
@@ -133,7 +133,7 @@ async def test_fsync_that_failed_is_never_tried_again(faulty: Faulty, root: Path
         if call[0] != "os.fsync":
             continue
         disk.expect(call, errno.EIO)
-        with pytest.raises(OSError):
+        with pytest.raises(DiskFailed):
             await upload(store, root)
         synced = [path for name, path in disk.calls if name == "os.fsync"]
         assert len(set(synced)) == len(synced)
@@ -182,7 +182,7 @@ async def test_store_that_tries_an_fsync_again_is_found_out(
     def finish_stubbornly(writer: local.LocalWriter) -> Staged:
         try:
             return finish(writer)
-        except OSError:
+        except DiskFailed:
             return finish(writer)
 
     finish = local.LocalWriter.finish

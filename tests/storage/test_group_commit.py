@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from service.model import BlobKey, Staged, new_uuid
+from service.errors import DiskFailed
 from service.storage import local
 from service.storage.local import LocalStore
 from tests.storage.conftest import EPOCH, found_in
@@ -187,7 +188,7 @@ async def test_failed_sync_fails_all_whose_links_it_may_have_lost(stepped: Stepp
     stepped.outcomes.put_nowait(OSError(errno.EIO, "injected"))
     stepped.outcomes.put_nowait(None)
     outcomes = await asyncio.gather(first[1], second[1], return_exceptions=True)
-    assert all(isinstance(outcome, OSError) and outcome.errno == errno.EIO for outcome in outcomes), outcomes
+    assert [type(outcome) for outcome in outcomes] == [DiskFailed, DiskFailed], outcomes
     assert found_in(root / "blobs") == {}
     staged, task = await stepped.begin(root)
     stepped.outcomes.put_nowait(None)

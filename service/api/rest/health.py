@@ -25,9 +25,11 @@ async def live(request: web.Request) -> web.StreamResponse:
 
 
 @operation("Can the service work", tag="health", public=True,
-           returns={200: (schema.Liveness, "It can"),
+           returns={200: (schema.Readiness, "It can; `read_only`: all but uploads, since the disk fails"),
                     503: Answer(schema=schema.Health, description="Something that it cannot work without is down")})
 async def ready(request: web.Request) -> web.StreamResponse:
     """Whether requests are welcome."""
     health = await request.app[DOMAIN].health.measure()
-    return answer({"status": "ok"}) if health.is_serving else answer(schema.health_json(health), status=503)
+    if not health.is_serving:
+        return answer(schema.health_json(health), status=503)
+    return answer({"status": "read_only" if request.app[DOMAIN].content.writability.is_read_only else "ok"})

@@ -73,7 +73,8 @@ _PROBLEMS = {
     422: "A field has a value that cannot be used, and is named: `invalid_field`",
     429: "Too many requests: `too_many_requests`",
     500: "A fault of the service: `internal_error`",
-    503: "A part of the service cannot be reached: `unavailable`",
+    503: "A part of the service cannot be reached or fails: `unavailable`, `outcome_unknown`; of uploads `disk_failed` "
+         "and, while the disk is not trusted, `read_only`",
     507: "No room for this, nothing was stored: `quota_exceeded`, `storage_full`",
 }
 _PROBLEM_HEADERS = {

@@ -6,8 +6,8 @@ through marshmallow costs fifty times as much as building dicts for orjson.
 
 from service.api.rest.schema.answers import (
     AuditEntry, AuditPage, BatchOutcome, BatchResult, File, FileList, FileOrFolder, FileOrFolderInfo, FileVersion,
-    Folder, FolderInfo, Health, Listing, Liveness, Problem, Session, SessionList, Tokens, TrashPage, TrashedItem,
-    Usage, User, VersionList,
+    Folder, FolderInfo, Health, Listing, Liveness, Problem, Readiness, Session, SessionList, Tokens, TrashPage,
+    TrashedItem, Usage, User, VersionList,
 )
 from service.api.rest.schema.base import PATH_PATTERN, Shape, Whole
 from service.api.rest.schema.rendering import (
@@ -28,9 +28,9 @@ __all__ = [
     "BatchResult", "Credentials", "DeleteHeaders", "DeleteQuery", "DownloadHeaders", "DownloadQuery", "File",
     "FileList", "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health",
     "ListQuery", "Listing", "Liveness", "LoginForm", "MoveHeaders", "MoveRequest", "PasswordChange", "PathQuery",
-    "Problem", "FormHeaders", "PutHeaders", "PutQuery", "RefreshRequest", "Registration", "Session", "SessionList",
-    "SessionPath", "SessionsQuery", "Shape", "Tokens", "TrashPage", "TrashQuery", "TrashRestore", "TrashSelection",
-    "TrashedItem", "UploadForm", "UploadQuery", "Usage", "User", "VersionList", "VersionQuery", "VersionRestore",
-    "Whole", "audit_json", "check_text", "file_json", "folder_json", "health_json", "load", "rfc3339", "session_json",
-    "tokens_json", "trashed_json", "usage_json", "user_json", "version_json",
+    "Problem", "FormHeaders", "PutHeaders", "PutQuery", "Readiness", "RefreshRequest", "Registration", "Session",
+    "SessionList", "SessionPath", "SessionsQuery", "Shape", "Tokens", "TrashPage", "TrashQuery", "TrashRestore",
+    "TrashSelection", "TrashedItem", "UploadForm", "UploadQuery", "Usage", "User", "VersionList", "VersionQuery",
+    "VersionRestore", "Whole", "audit_json", "check_text", "file_json", "folder_json", "health_json", "load", "rfc3339",
+    "session_json", "tokens_json", "trashed_json", "usage_json", "user_json", "version_json",
 ]

@@ -240,6 +240,13 @@ class Liveness(Shape):
     status = text("Always `ok`", "ok", validate=validate.OneOf(["ok"]))
 
 
+class Readiness(Shape):
+    """What the service can do now."""
+
+    status = text("`ok`, or `read_only` while the disk fails and uploads are refused", "ok",
+                  validate=validate.OneOf(["ok", "read_only"]))
+
+
 class Problem(Shape):
     """An error (RFC 9457)."""
 
