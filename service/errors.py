@@ -50,6 +50,12 @@ class InvalidPath(InvalidField):
     code = "invalid_path"
 
 
+class IdempotencyKeyReused(InvalidField):
+    """This Idempotency-Key was given to another request; give each its own."""
+
+    code = "idempotency_key_reused"
+
+
 class MissingFile(InvalidField):
     """The form has no part with a filename."""
 
@@ -150,6 +156,12 @@ class Conflict(ServiceError):
     """The tree changed while the request was carried out; try again."""
 
     code = "conflict"
+
+
+class RequestInProgress(Conflict):
+    """A request with this Idempotency-Key is being carried out; try again."""
+
+    code = "request_in_progress"
 
 
 class PreconditionFailed(ServiceError):

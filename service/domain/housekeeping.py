@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from service import metrics
-from service.db import audit, backup, blobs, links, sessions
+from service.db import audit, backup, blobs, links, requests, sessions
 from service.db.pool import Connection, Database
 from service.domain.trash import Trash
 from service.domain.versions import Versions
@@ -20,6 +20,7 @@ log = structlog.get_logger()
 GRACE_SECONDS = 3600.0  # a download that was decided before the deletion has long opened its file by then
 BATCH = 200
 AUDIT_BATCH = 10_000
+REQUEST_HOURS = 24  # a client that has not asked again by then has long given up
 DAY_SECONDS = 86400.0
 
 
@@ -55,7 +56,18 @@ class Housekeeping:
             lines = await self._forget_audit()
             metrics.SWEPT.labels("audit").inc(lines)
             log.info("audit.expired", lines=lines)
+        metrics.SWEPT.labels("requests").inc(await self.forget_requests())
         metrics.SWEPT.labels("blobs").inc(await self.sweep())
+
+    async def forget_requests(self, *, hours: int = REQUEST_HOURS) -> int:
+        """Forget requests with a key, and so their answers, a part in each transaction; how many."""
+        forgotten = 0
+        while True:
+            async with self._database.connection() as conn:
+                count = await requests.delete_old_requests(conn, hours=hours, limit=BATCH)
+            forgotten += count
+            if count < BATCH:
+                return forgotten
 
     async def _forget_audit(self) -> int:
         """Forget old lines of all trails, a part in each transaction; how many."""

@@ -104,6 +104,11 @@ def audit(**columns: object) -> str:
     return insert("audit", {"user_id": ALICE, "action": "log_in", "outcome": "ok"} | columns)
 
 
+def keyed(**columns: object) -> str:
+    """INSERT of a request with a key."""
+    return insert("requests", {"user_id": ALICE, "key": "key", "fingerprint": DIGEST} | columns)
+
+
 DIGEST = bytes(32)
 TWICE = f"INSERT INTO audit (id, user_id, action, outcome) OVERRIDING SYSTEM VALUE VALUES (1, '{ALICE}', 'x', 'ok')"
 
@@ -222,6 +227,11 @@ VIOLATIONS = {
     "checks_pkey": [2 * done()],
     "checks_name_check": [done(name=""), done(name="x" * 65)],
     "checks_findings_check": [done(findings=-1)],
+    # requests with a key
+    "requests_pkey": [keyed() + "; " + keyed()],
+    "requests_user_id_fkey": [keyed(user_id=NOBODY)],
+    "requests_key_check": [keyed(key=""), keyed(key="x" * 256)],
+    "requests_fingerprint_check": [keyed(fingerprint=b""), keyed(fingerprint=bytes(31))],
     # which database this is
     "instance_high_water_check": ["UPDATE instance SET high_water = -1"],
     "instance_pkey": ["INSERT INTO instance (epoch) SELECT gen_random_uuid()"],
@@ -276,7 +286,7 @@ async def test_what_looks_similar_but_is_right_is_taken(filled: Connection) -> N
             folder(name="x" * 255), folder(name="..."), folder(name="a\\b"), folder(name="Folder"), folder(name="é"),
             folder(name="file", parent_id=FOLDER), folder(name="file", deleted_at="now", trashed_from="/file"),
             user(username="Alice"), user(username="я" * 127), user(quota_bytes=0), session(), version(), link(),
-            link(file_id=FOLDER, is_folder=True, kind="upload"), blob(),
+            link(file_id=FOLDER, is_folder=True, kind="upload"), blob(), keyed(key="x" * 255),
             blob(sha256=None, referable=False, fenced_at="now"), blob(crc32=2**32 - 1), audit(details='{"a": 1}'),
             file() + "; " + version(file_id=NEW, number=1, id=NOBODY) + f"; UPDATE files SET head_id = '{NOBODY}', "
                                                                         f"head_bytes = 3 WHERE id = '{NEW}'",

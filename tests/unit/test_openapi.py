@@ -189,7 +189,7 @@ def test_parameters_have_schemas(document: Json) -> None:
     assert parameters["several"]["schema"] == {"type": "array", "items": {"type": "string"}}
     assert parameters["several"]["explode"] is True
     headers = [p["name"] for p in document["paths"]["/file"]["put"]["parameters"] if p["in"] == "header"]
-    assert headers == ["If-Match", "If-None-Match", "Content-Digest", "Repr-Digest"]
+    assert headers == ["Idempotency-Key", "If-Match", "If-None-Match", "Content-Digest", "Repr-Digest"]
 
 
 def test_answers_have_the_right_media_types(document: Json) -> None:
@@ -206,7 +206,7 @@ def test_answers_have_the_right_media_types(document: Json) -> None:
 def test_implied_answers_follow_from_the_input(document: Json) -> None:
     assert set(document["paths"]["/usage"]["get"]["responses"]) == {"200", "401", "500", "503"}
     assert set(document["paths"]["/file"]["put"]["responses"]) == {
-        "201", "400", "401", "412", "413", "415", "422", "500", "503"}
+        "201", "400", "401", "409", "412", "413", "415", "422", "500", "503"}
     assert set(document["paths"]["/file"]["delete"]["responses"]) == {"204", "400", "401", "404", "422", "500", "503"}
 
 

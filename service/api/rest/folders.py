@@ -11,7 +11,7 @@ from service.api.rest.openapi import operation
 from service.api.rest.params import parse_place
 
 
-@operation("Make a folder", tag="file", body=schema.FolderRequest,
+@operation("Make a folder", tag="file", body=schema.FolderRequest, headers=schema.KeyHeaders,
            description="With all that is missing above it. A folder that is there already stays as it is.",
            returns={201: (schema.Folder, "A new folder"), 200: (schema.Folder, "It was there already")},
            errors={404: "", 409: "A part of the path is a file: `not_a_folder`",

@@ -106,7 +106,7 @@ class LinkMatch(schema.Shape):
 
 # --- for the maker ---
 
-@operation("Make a link", tag="link", body=NewLink,
+@operation("Make a link", tag="link", body=NewLink, headers=schema.KeyHeaders,
            description="Who knows the address needs no account. It follows the file or folder when that is moved, and "
                        "does nothing while it is in the trash. The end of the session does not end its links.",
            returns={201: (MadeLink, "The link, with its address")},
@@ -132,8 +132,8 @@ async def list_links(request: web.Request) -> web.StreamResponse:
     return answer({"links": [link_json(link) for link in found]})
 
 
-@operation("Revoke a link", tag="link", match=LinkMatch, returns={204: "The address leads nowhere from now on"},
-           errors=(404,))
+@operation("Revoke a link", tag="link", match=LinkMatch, headers=schema.KeyHeaders,
+           returns={204: "The address leads nowhere from now on"}, errors=(404,))
 async def revoke_link(request: web.Request) -> web.StreamResponse:
     """End a link."""
     try:

@@ -77,6 +77,13 @@ _PROBLEMS = {
          "and, while the disk is not trusted, `read_only`",
     507: "No room for this, nothing was stored: `quota_exceeded`, `storage_full`",
 }
+_KEY_PROBLEMS = {
+    409: "A request with this Idempotency-Key is under way: `request_in_progress`",
+    422: "The Idempotency-Key is that of another request: `idempotency_key_reused`",
+    503: "What became of the change is not known: `outcome_unknown`",
+}
+# the names of the operations that take an Idempotency-Key; the middleware looks for one there and nowhere else
+KEYED: set[str] = set()
 _PROBLEM_HEADERS = {
     401: {"WWW-Authenticate": "What kind of credentials is needed (RFC 6750, section 3)"},
     416: {"Content-Range": "Length of the file: `bytes */<length>`"},
@@ -122,13 +129,17 @@ def operation(
     `returns`: status -> (schema, text), or a text for an answer without a body, or an Answer.  `errors`: statuses, or
     status -> text that names the codes in backticks ("" for the usual one); implied are 500 and 503, 401 unless
     `public`, 400 and 422 with input, 413 and 415 with a body.  `head`: a GET whose HEAD is worth a line of its own.
-    `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.
+    `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.  With `KeyHeaders`
+    the operation takes a key, see `KEYED`.
     """
     given = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
     texts = _particular_texts(query, form, returns) | {status: text for status, text in given.items() if text}
-    implied = {500: True, 503: True, 401: not public, 400: query or headers or form or body or raw,
-               422: query or form or body, 413: form or body or raw, 415: form or body or raw}
+    is_keyed = headers is not None and issubclass(headers, schema.KeyHeaders)
+    implied = {500: True, 503: True, 401: not public, 400: query or headers or form or body or raw, 409: is_keyed,
+               422: query or form or body or is_keyed, 413: form or body or raw, 415: form or body or raw}
     failures = problems(*given, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
+    if is_keyed:
+        _add_key_problems(failures)
     # the page sends the first one; "anything" cannot be sent
     usual = {JSON: body, MULTIPART: form, BINARY: raw, ANY: raw}
     extra: Json = {"x-head": True} if head else {}
@@ -141,6 +152,8 @@ def operation(
         extra["consumes"] = accepted
 
     def decorate(handler: H) -> H:
+        if is_keyed:
+            KEYED.add(handler.__name__)
         for register, wanted in ((match_info_schema, match), (querystring_schema, query), (headers_schema, headers),
                                  (form_schema, form)):
             if wanted:
@@ -154,6 +167,13 @@ def operation(
         return handler
 
     return decorate
+
+
+def _add_key_problems(failures: dict[str, Json]) -> None:
+    """What an operation that takes a key has to say besides."""
+    for status, text in _KEY_PROBLEMS.items():
+        failures[str(status)]["description"] += f". {text}"
+    failures["409"]["headers"] = _header_objects({"Retry-After": "Seconds to wait, for `request_in_progress`"})
 
 
 def _particular_texts(

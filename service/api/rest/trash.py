@@ -29,7 +29,7 @@ async def list_trash(request: web.Request) -> web.StreamResponse:
                    "next_cursor": seal_moment(request, LIST, last.deleted_at, last.id) if last else None})
 
 
-@operation("Restore from the trash", tag="file", body=schema.TrashRestore,
+@operation("Restore from the trash", tag="file", body=schema.TrashRestore, headers=schema.KeyHeaders,
            returns={200: (schema.FileOrFolder, "What came back, where it is now")},
            errors={404: "", 409: "Conflict with the tree, if a place is given: `name_taken`, `not_a_folder`"})
 async def restore_trashed(request: web.Request) -> web.StreamResponse:
@@ -42,7 +42,7 @@ async def restore_trashed(request: web.Request) -> web.StreamResponse:
     return answer(schema.folder_json(found) if isinstance(found, Folder) else schema.file_json(found))
 
 
-@operation("Empty the trash", tag="file", query=schema.TrashSelection,
+@operation("Empty the trash", tag="file", query=schema.TrashSelection, headers=schema.KeyHeaders,
            description="Deletes one item, or everything in the trash, for good.",
            returns={204: "It is gone"}, errors=(404,))
 async def empty_trash(request: web.Request) -> web.StreamResponse:

@@ -34,7 +34,7 @@ async def restore_version(request: web.Request) -> web.StreamResponse:
     return answer(schema.file_json(file), headers={"ETag": file.etag})
 
 
-@operation("Forget former versions", tag="file", query=schema.VersionQuery,
+@operation("Forget former versions", tag="file", query=schema.VersionQuery, headers=schema.KeyHeaders,
            returns={204: "They are gone"},
            errors={404: "", 409: "The current version, or a folder: `conflict`, `is_a_folder`"})
 async def forget_versions(request: web.Request) -> web.StreamResponse:

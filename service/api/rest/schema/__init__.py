@@ -9,7 +9,7 @@ from service.api.rest.schema.answers import (
     Folder, FolderInfo, Health, Listing, Liveness, Problem, Readiness, Session, SessionList, Tokens, TrashPage,
     TrashedItem, Usage, User, VersionList,
 )
-from service.api.rest.schema.base import PATH_PATTERN, Shape, Whole
+from service.api.rest.schema.base import KEY_PATTERN, PATH_PATTERN, Shape, Whole
 from service.api.rest.schema.rendering import (
     audit_json, file_json, folder_json, health_json, load, rfc3339, session_json, tokens_json, trashed_json,
     usage_json, user_json, version_json,
@@ -17,13 +17,14 @@ from service.api.rest.schema.rendering import (
 from service.api.rest.schema.requests import (
     MAX_PASSWORD_BYTES, MAX_USERNAME_BYTES, MIN_PASSWORD_BYTES, AccountDeletion, ArchiveHeaders, AuditQuery,
     BatchOperation, BatchRequest, Credentials, DeleteHeaders, DeleteQuery, DownloadHeaders, DownloadQuery,
-    FolderRequest, FormHeaders, ListQuery, LoginForm, MoveHeaders, MoveRequest, PasswordChange, PathQuery, PutHeaders,
-    PutQuery, RefreshRequest, Registration, SessionPath, SessionsQuery, TrashQuery, TrashRestore, TrashSelection,
-    UploadForm, UploadQuery, VersionQuery, VersionRestore, check_text,
+    FolderRequest, FormHeaders, KeyHeaders, ListQuery, LoginForm, MoveHeaders, MoveRequest, PasswordChange, PathQuery,
+    PutHeaders, PutQuery, RefreshRequest, Registration, SessionPath, SessionsQuery, TrashQuery, TrashRestore,
+    TrashSelection, UploadForm, UploadQuery, VersionQuery, VersionRestore, check_text,
 )
 
 __all__ = [
-    "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "PATH_PATTERN", "AccountDeletion",
+    "KEY_PATTERN", "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "PATH_PATTERN", "AccountDeletion",
+    "KeyHeaders",
     "ArchiveHeaders", "AuditEntry", "AuditPage", "AuditQuery", "BatchOperation", "BatchOutcome", "BatchRequest",
     "BatchResult", "Credentials", "DeleteHeaders", "DeleteQuery", "DownloadHeaders", "DownloadQuery", "File",
     "FileList", "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health",

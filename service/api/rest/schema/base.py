@@ -17,6 +17,8 @@ EXAMPLE_JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIwMTkzNmIyZSJ9.c2l
 _REFUSED = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 PATH_PATTERN = rf"^(?!.*//)(?!(.*/)?\.{{1,2}}(/|$))[^{_REFUSED}]*$"
 NAME_PATTERN = rf"^(?!\.{{1,2}}$)[^/{_REFUSED}]*$"
+# a string of RFC 8941, section 3.3.3, without spaces; or the same without quotes, as most clients send it
+KEY_PATTERN = r'^("([!#-\[\]-~]|\\["\\]){1,255}"|[!#-+\--:<-\[\]-~]{1,255})$'
 # api/delivery.py finds entity tags wherever they stand, but there has to be one
 _TAGS_PATTERN = r'^(\*|[ -~]*"[!#-~]*"[ -~]*)$'
 

@@ -6,8 +6,8 @@ from typing import Any
 from marshmallow import ValidationError, fields, post_load, validate
 
 from service.api.rest.schema.base import (
-    EXAMPLE_DATE, EXAMPLE_DIGEST, EXAMPLE_ETAG, EXAMPLE_ID, NAME_PATTERN, PATH_PATTERN, Flag, Shape, Whole, condition,
-    header, meta, text,
+    EXAMPLE_DATE, EXAMPLE_DIGEST, EXAMPLE_ETAG, EXAMPLE_ID, KEY_PATTERN, NAME_PATTERN, PATH_PATTERN, Flag, Shape, Whole,
+    condition, header, meta, text,
 )
 
 MAX_USERNAME_BYTES = 255
@@ -286,7 +286,17 @@ class MoveRequest(Shape):
     overwrite = _OVERWRITE
 
 
-class MoveHeaders(Shape):
+class KeyHeaders(Shape):
+    """A key, under which a change is carried out once."""
+
+    idempotency_key = fields.String(data_key="Idempotency-Key", metadata=meta(
+        "A key of the client's making, for a request that may have to be sent again: the first that succeeds changes "
+        "something, each later one with the same key gets its answer and changes nothing. For a day at least; an error "
+        "leaves the key free. 1 to 255 visible ASCII characters", '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
+        pattern=KEY_PATTERN, format="idempotency-key"))
+
+
+class MoveHeaders(KeyHeaders):
     """Conditions of a move or a copy (RFC 9110, section 13.1)."""
 
     if_match = condition("If-Match", "Only if the file at `from` has one of these entity tags", EXAMPLE_ETAG)
@@ -318,7 +328,7 @@ class BatchRequest(Shape):
                                      {"op": "delete", "path": "/homework"}]))
 
 
-class FormHeaders(Shape):
+class FormHeaders(KeyHeaders):
     """Conditions of an upload (RFC 9110, section 13.1)."""
 
     if_match = condition("If-Match", "Store only if the file has one of these entity tags, or exists: `*`",
@@ -333,7 +343,7 @@ class PutHeaders(FormHeaders):
     repr_digest = header("Repr-Digest", "The same, since bodies are stored as they are sent", EXAMPLE_DIGEST)
 
 
-class DeleteHeaders(Shape):
+class DeleteHeaders(KeyHeaders):
     """Conditions of a deletion (RFC 9110, section 13.1)."""
 
     if_match = condition("If-Match", "Delete only if the file has one of these entity tags", EXAMPLE_ETAG)
