@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 
 from service.__main__ import main
+from service.cache.generations import Generations
 from service.domain.content import Content
 from service.run import keeper, supervisor
 from service.run.keeper import Child
@@ -64,6 +65,14 @@ def m3() -> None:
     Content.store = commit_first  # type: ignore[method-assign]
 
 
+def m13() -> None:
+    """The mark of an account stays as it is, whatever changes (tests/api/test_decisions.py)."""
+    async def renew(self: Generations, user_ids: Any) -> None:
+        """Nothing."""
+
+    Generations.renew = renew  # type: ignore[method-assign]
+
+
 def m14() -> None:
     """Commits do not wait for the disk."""
     create_pool = asyncpg.create_pool
@@ -87,7 +96,7 @@ def slow_place() -> None:
 
 
 WORDS: dict[str, Callable[[], None]] = {
-    "m1": m1, "m2": m2, "m3": m3, "m14": m14, "slow_place": slow_place, "steps": steps.install}
+    "m1": m1, "m2": m2, "m3": m3, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
 
 
 def _keep_for_ever() -> None:
