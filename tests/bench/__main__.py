@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from service.run import programs
-from tests.bench import processes, report, rivals, rows_large, rows_small
+from tests.bench import processes, report, rivals, rows_large, rows_lists, rows_memory, rows_small
 from tests.bench.contenders import Limit, Service
 from tests.bench.figures import Sample, WrongAnswer, ratios
 from tests.bench.report import Report, Result
-from tests.bench.rows import FULL, QUICK, Bench, Row
+from tests.bench.rows import FULL, QUICK, Bench, Look, Row
 
 PROJECT = Path(__file__).parents[2]
 BUILD = PROJECT / "build"
 ACCEPTED = Path(__file__).with_name("accepted.json")
 README = PROJECT / "README.md"
-ROWS: dict[str, Row] = {row.name: row for row in (*rows_small.ROWS, *rows_large.ROWS)}
+ROWS: dict[str, Look] = {row.name: row for row in (
+    *rows_small.ROWS, *rows_large.ROWS, *rows_lists.ROWS, *rows_memory.LOOKS)}
+ONLY_FULL = {"memory-direct"}
 
 
 def _say(line: str) -> None:
@@ -85,7 +87,9 @@ def _started(options: argparse.Namespace, about: dict[str, Any]) -> Iterator[Ben
         started = list(rivals.start(found, missing))
         about["rivals"] = {name: {"missing": why} for name, why in missing.items()} | {
             rival.name: {"version": rival.version, "is_durable": rivals.forces_to_disk(rival)} for rival in started}
-        yield Bench(folder, service, limit, list(started), other, effort)
+        bench = Bench(folder, service, limit, list(started), other, effort)
+        stack.enter_context(bench.closing)
+        yield bench
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,20 +139,29 @@ def _run(options: argparse.Namespace) -> Report:
     about = _about(options)
     _check_quiet(options, about)
     found = Report(about)
-    chosen = [name for name in ROWS if not options.rows or name in options.rows.split(",")]
+    chosen = [name for name in ROWS if (name in options.rows.split(",") if options.rows
+                                        else options.full or name not in ONLY_FULL)]
     with _started(options, about) as bench:
         for name in chosen:
-            start = time.monotonic()
-            result = _measure(bench, ROWS[name])
-            found.rows[name] = result
-            found.observations |= {seen.name: seen for seen in ROWS[name].observe(bench)}
-            text = f"{name}: {result.ratio.median:.2f} ({result.ratio.lowest:.2f}-{result.ratio.highest:.2f})"
-            if bench.other:
-                change = ratios(result.samples["service"], result.samples["other"])
-                text += f"; against the other checkout {change.median:.2f} ({change.lowest:.2f}-{change.highest:.2f})"
-            _say(f"{text}; others used {result.foreign_share:.0%}; {time.monotonic() - start:.0f} s")
-    about["busiest_row"] = max(result.foreign_share for result in found.rows.values())
+            start, row = time.monotonic(), ROWS[name]
+            if isinstance(row, Row):
+                found.rows[name] = _measure(bench, row)
+                _say(_summary(found.rows[name]))
+            for seen in row.observe(bench):
+                found.observations[seen.name] = seen
+                _say(f"{seen.name}: {seen.value:.2f} {seen.unit}")
+            _say(f"    {name} took {time.monotonic() - start:.0f} s")
+    about["busiest_row"] = max((result.foreign_share for result in found.rows.values()), default=0.0)
     return found
+
+
+def _summary(result: Result) -> str:
+    """A row in a line."""
+    text = f"{result.name}: {result.ratio.median:.2f} ({result.ratio.lowest:.2f}-{result.ratio.highest:.2f})"
+    if "other" in result.samples:
+        change = ratios(result.samples[result.subject], result.samples["other"])
+        text += f"; against the other checkout {change.median:.2f} ({change.lowest:.2f}-{change.highest:.2f})"
+    return f"{text}; others used {result.foreign_share:.0%} of the machine"
 
 
 def main() -> int:

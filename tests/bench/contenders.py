@@ -24,7 +24,7 @@ from tests.stack import free_port
 START_SECONDS = 90.0
 STOP_SECONDS = 45.0
 ANSWER_SECONDS = 120.0
-ACCOUNT = {"username": "bench", "password": "correct horse battery staple"}
+PASSWORD = "correct horse battery staple"
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ class Service(Contender):
     """The service with the settings of `make run`, from this checkout or another one."""
 
     replaced: int = 200
+    username: str = "bench"
     checkout: Path = Path(__file__).parents[2]
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -243,13 +244,21 @@ class Service(Contender):
     def start(self) -> None:
         """Start it, and make the account."""
         super().start()
-        self._json("POST", "/auth/register", ACCOUNT, expect=201)
+        self.register()
         self.login()
+
+    def register(self) -> None:
+        """Make the account."""
+        self._json("POST", "/auth/register", self._credentials, expect=201)
+
+    @property
+    def _credentials(self) -> dict[str, str]:
+        return {"username": self.username, "password": PASSWORD}
 
     def login(self) -> None:
         """A fresh token, which is good for 15 minutes."""
         self.headers = {}
-        token = self._json("POST", "/auth/jwt/login", ACCOUNT)["access_token"]
+        token = self._json("POST", "/auth/jwt/login", self._credentials)["access_token"]
         self.headers = {"Authorization": f"Bearer {token}"}
 
     def _json(self, method: str, target: str, data: object = None, *, expect: int = 200) -> dict[str, str]:

@@ -11,7 +11,7 @@ from tests.bench.figures import TOLERANCE, Sample, Spread, cpu_per_unit, has_fal
 from tests.bench.rows import Observation, Row
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-DURABLE = {True: "forces uploads to the disk", False: "does not force them to the disk", None: "durability not known"}
+DURABLE = {True: "forces uploads to the disk", False: "does not force uploads to the disk", None: "durability unknown"}
 UNITS = {"requests": (1.0, "/s", 1e6, "µs"), "bytes": (2.0**20, " MiB/s", 2.0**30, "s/GiB"),
          "rows": (1.0, " rows/s", 1e6, "µs")}
 """How a rate and the processor time of a unit are shown: what a rate is divided by, what the time is multiplied by."""
@@ -107,6 +107,12 @@ def _cpu(unit: str, value: float) -> str:
     return f"{value * factor:.{2 if unit == 'bytes' else 0}f} {text}"
 
 
+def _reference(row: Result) -> str:
+    """What the service is compared with; it has a name unless it is the limit."""
+    text = _rate(row.unit, row.rates[row.reference].median)
+    return text if row.reference == "limit" else f"{row.reference}: {text}"
+
+
 def _ratio(value: float) -> str:
     return f"{value:.2f}"
 
@@ -124,7 +130,7 @@ def render(report: Report) -> str:
     for row in report.rows.values():
         lines.append(
             f"| {row.title} | {_rate(row.unit, row.rates[row.subject].median)} "
-            f"| {_rate(row.unit, row.rates[row.reference].median)} "
+            f"| {_reference(row)} "
             f"| **{_ratio(row.ratio.median)}** ({_ratio(row.ratio.lowest)}–{_ratio(row.ratio.highest)}) "
             f"| {_mark(row)} | {_cpu(row.unit, row.cpu[row.subject])} / {_cpu(row.unit, row.cpu[row.reference])} |")
     lines += [*_render_observations(report), *_render_rivals(report), "", _render_about(report.about)]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -42,6 +43,10 @@ class Bench:
     effort: Effort
     large_bytes: int = 2**30
     random: Random = field(default_factory=lambda: Random(1))
+    accounts: set[tuple[str, str]] = field(default_factory=set)
+    """Services and accounts that have their files already."""
+    closing: ExitStack = field(default_factory=ExitStack)
+    """What ends before the contenders do."""
     _source: Source | None = None
 
     @property
@@ -89,10 +94,19 @@ class Observation:
     at_most: float | None = None
 
 
-class Row(ABC):
-    """A comparison: the first runner with the second one, and with all others."""
+class Look(ABC):
+    """Something that is observed, not compared."""
 
     name: str
+
+    @abstractmethod
+    def observe(self, bench: Bench) -> list[Observation]:
+        """What is to be told."""
+
+
+class Row(Look):
+    """A comparison: the first runner with the second one, and with all others."""
+
     title: str
     unit: str
     """`requests`, `bytes` or `rows`."""
