@@ -1,4 +1,4 @@
-"""The commands: `python -m service run | serve | worker | migrate`.  The only place that ends the process."""
+"""The commands: `python -m service run | serve | worker | migrate | ...`.  The only place that ends the process."""
 
 import argparse
 import asyncio
@@ -39,6 +39,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     what = schema.add_mutually_exclusive_group()
     what.add_argument("--rollback", type=_count, metavar="N", help="take back the last N migrations and their data")
     what.add_argument("--list", action="store_true", help="show which migrations are applied")
+    backup = commands.add_parser("backup", help="save everything in a folder, beside the running service")
+    backup.add_argument("folder", type=Path, metavar="DIR", help="holds all backups; each blob is in it once")
+    backup.add_argument("--keep", type=_count, metavar="N", help="then remove all backups but the last N whole ones")
+    backup.add_argument("--verify", action="store_true", help="read what earlier backups have copied, and mend it")
+    restore = commands.add_parser("restore", help="fill an empty data root and an empty database from a backup")
+    restore.add_argument("folder", type=Path, metavar="DIR")
+    restore.add_argument("--snapshot", metavar="NAME", help="which one, instead of the last")
     return parser.parse_args(arguments)
 
 
@@ -60,14 +67,21 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         uvloop.run(work)
 
 
-def _dispatch(options: argparse.Namespace, config: Config) -> None:
+def _dispatch(options: argparse.Namespace, config: Config) -> int:
+    """The exit code; what goes wrong is raised."""
     if options.command == "worker":
         _run_worker(config, options.socket, options.number, options.generations)
     elif options.command == "migrate":
         for line in database.migrate(config, rollback=options.rollback, only_list=options.list):
             print(line)
+    elif options.command in ("backup", "restore"):
+        from service.run import backup
+        if options.command == "backup":
+            return backup.backup(config, options.folder, keep=options.keep, verify=options.verify)
+        return backup.restore(config, options.folder, name=options.snapshot)
     else:
         asyncio.run(Supervisor(config, containers=options.command == "serve").run())
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -77,7 +91,7 @@ def main(arguments: list[str]) -> int:
         print("run without -O: it switches checks off that keep requests from doing harm", file=sys.stderr)
         return WRONG_SETTINGS
     try:
-        _dispatch(options, Config.from_environment(os.environ))
+        return _dispatch(options, Config.from_environment(os.environ))
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return WRONG_SETTINGS
@@ -86,7 +100,6 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `migrate`: like `run` it works on the database of DATABASE_URL, or else on the embedded one."""
+"""The database of DATABASE_URL, or else the embedded one, for commands other than `run`; the command `migrate`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from service.run.postgres import EmbeddedPostgres
 
 
 @contextmanager
-def _reached(config: Config) -> Iterator[str]:
+def reached(config: Config) -> Iterator[str]:
     """The address of the database; the embedded one is started if it does not run."""
     if config.database_url:
         yield config.database_url.get_secret_value()
@@ -25,7 +25,7 @@ def _reached(config: Config) -> Iterator[str]:
 
 def migrate(config: Config, *, rollback: int | None = None, only_list: bool = False) -> list[str]:
     """Apply what is missing, or take back so many, or only look; return what to tell."""
-    with _reached(config) as dsn:
+    with reached(config) as dsn:
         postgres.check_server(dsn)
         if only_list:
             return [f"{'applied' if is_applied else 'missing'}  {name}" for name, is_applied in migrations.status(dsn)]

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,13 +126,17 @@ def _opened(dsn: str) -> Iterator[Backend]:
         raise MigrationError(f"the database cannot be migrated: {str(error).strip()}") from error
 
 
-def apply(dsn: str, folder: Path = FOLDER) -> int:
-    """Apply what is missing, in order; return how many that were.  Safe to call from several processes at once."""
+def apply(dsn: str, folder: Path = FOLDER, *, only: Iterable[str] | None = None) -> int:
+    """Apply what is missing, in order; return how many that were.  Safe to call from several processes at once.
+
+    `only`: these and no others, for the schema of an earlier version.
+    """
     known = read(folder)
     with _opened(dsn) as backend:
         applied = backend.list_applied()
         _refuse_newer(applied, known)
-        missing = [migration for migration in known if migration.id not in applied]
+        wanted = set(only) if only is not None else {migration.id for migration in known}
+        missing = [migration for migration in known if migration.id in wanted and migration.id not in applied]
         for migration in missing:
             backend.apply_one(migration)
     return len(missing)

@@ -179,10 +179,12 @@ class LocalStore:
             finally:
                 draft.unlink(missing_ok=True)
         found = marker.read_bytes().strip().decode("ascii", "replace")
+        if found.startswith("restoring "):
+            raise StoreError(f"the restore of a backup into {self._root} did not end; run it again")
         if found != str(epoch):
             raise StoreError(
                 f"the data root {self._root} belongs to another database (its {MARKER} says {found!r}, the database "
-                f"says {epoch}); if a backup was restored on purpose, remove that file")
+                f"says {epoch}); if a dump was restored on purpose, remove that file")
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on one of the store's threads."""

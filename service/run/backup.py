@@ -1,0 +1,170 @@
+"""The commands `backup` and `restore`."""
+
+import asyncio
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec
+
+from service.config import Config
+from service.domain.backup import Backup, Report, Tally
+from service.domain.restore import Restore
+from service.errors import ServiceError
+from service.run import database, folders, migrate as migrations, postgres
+from service.run.folders import Folders
+from service.run.migrate import MigrationError
+from service.run.postgres import EmbeddedPostgres
+from service.run.progress import Progress, format_bytes
+from service.storage.backup import BackupFolder
+from service.storage.local import LocalStore
+from service.storage.restoring import RestoredRoot, read_marker
+from service.storage.snapshots import BackupError, Missing
+
+P = ParamSpec("P")
+
+DONE = 0
+FAILED = 1
+INCOMPLETE = 3  # 2 is for wrong settings
+
+
+def _told(command: Callable[P, int]) -> Callable[P, int]:
+    """A command whose failures are one sentence on standard error."""
+    @functools.wraps(command)
+    def told(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except (BackupError, ServiceError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
+
+    return told
+
+
+@_told
+def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool = False) -> int:
+    """Make a backup in a folder and tell about it; the exit code.
+
+    0: all is saved.  1 (or StartError): no backup was made.  3: one was made, but what is named on standard error is
+    not in it, or old ones could not be removed.
+    """
+    os.umask(0o077)
+    root = config.data_root.resolve()
+    _keep_apart(root, path.resolve())
+    read_marker(root)  # before anything is started there
+    with _opened(BackupFolder(path), BackupFolder.open_to_write) as folder, database.reached(config) as dsn:
+        postgres.check_server(dsn)
+        store = LocalStore(root)
+        try:
+            with _shown("saved") as show:
+                report = asyncio.run(Backup(dsn, root, store, folder).run(verify=verify, progress=show))
+        finally:
+            store.close()
+        print(_describe(report))
+        _complain(report.missing, "could not be saved")
+        return _prune(folder, keep, report)
+
+
+def _prune(folder: BackupFolder, keep: int | None, report: Report) -> int:
+    if keep is not None:
+        try:
+            snapshots, blobs = folder.prune(keep, made=report.snapshot)
+        except (BackupError, OSError) as error:
+            print(f"error: no old backup was removed: {error}", file=sys.stderr)
+            return INCOMPLETE
+        print(f"removed {snapshots} older backups and {blobs} blobs that no other one names")
+    return INCOMPLETE if report.missing else DONE
+
+
+@_told
+def restore(config: Config, path: Path, *, name: str | None = None) -> int:
+    """Fill an empty data root and an empty database from a backup; the exit code.
+
+    0: all is there again.  1 (or StartError, MigrationError): it is not; run again, it goes on where it ended.  3: all
+    is there but what is named on standard error.
+    """
+    os.umask(0o077)
+    root = config.data_root.resolve()
+    _keep_apart(root, path.resolve())
+    with _opened(BackupFolder(path), BackupFolder.open_to_read) as folder:
+        snapshot = folder.snapshot(name)
+        snapshot.verify()
+        manifest = snapshot.manifest
+        if unknown := sorted(set(manifest.migrations) - {migration.id for migration in migrations.read()}):
+            raise MigrationError(f"the backup is newer than this version of the service, which does not know "
+                                 f"{', '.join(unknown)}")
+        with folders.claimed(config.data_root) as places:
+            restoring = Restore(folder, snapshot, RestoredRoot(places.root))
+            restoring.begin()
+            with _server(config, places) as dsn:
+                missing = _restore(restoring, dsn, manifest.migrations, is_embedded=config.database_url is None)
+    print(f"{snapshot.name} is restored: {sum(table.rows for table in manifest.tables)} rows and "
+          f"{manifest.blobs.count - len(missing)} of {manifest.blobs.count} blobs; everybody has to log in again")
+    _complain(missing, "could not be restored")
+    return INCOMPLETE if missing else DONE
+
+
+def _restore(restoring: Restore, dsn: str, schema: Iterable[str], *, is_embedded: bool) -> list[Missing]:
+    try:
+        postgres.check_server(dsn)
+        is_loaded = asyncio.run(restoring.find_loaded(dsn))
+    except BaseException:
+        if not is_embedded:
+            restoring.withdraw()
+        raise
+    with _shown("restored") as show:
+        missing = restoring.copy_blobs(show)
+    if not is_loaded:
+        migrations.rollback(dsn, len(migrations.read()))  # what a service has put into its new database is the schema
+        migrations.apply(dsn, only=schema)
+        asyncio.run(restoring.load(dsn))
+    migrations.apply(dsn)
+    asyncio.run(restoring.finish(dsn))
+    return missing
+
+
+@contextmanager
+def _server(config: Config, places: Folders) -> Iterator[str]:
+    """The address of the database of a data root that is ours alone."""
+    if config.database_url:
+        yield config.database_url.get_secret_value()
+        return
+    with EmbeddedPostgres(places.postgres, places.sockets) as server:
+        server.ensure_database()
+        yield server.dsn()
+
+
+@contextmanager
+def _opened(folder: BackupFolder, how: Callable[[BackupFolder], None]) -> Iterator[BackupFolder]:
+    how(folder)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[Callable[[Tally], None]]:
+    line = Progress(what)
+    try:
+        yield lambda tally: line.show(tally.blobs, tally.total_blobs, tally.size_bytes, tally.total_bytes)
+    finally:
+        line.clear()
+
+
+def _keep_apart(root: Path, path: Path) -> None:
+    if path == root or path in root.parents or root in path.parents:
+        raise BackupError(f"the backups in {path} and the data root {root} have to be apart")
+
+
+def _describe(report: Report) -> str:
+    return (f"{report.snapshot}: {report.tables} tables with {report.rows} rows, {report.blobs} blobs with "
+            f"{format_bytes(report.size_bytes)}, of which {report.copied} with {format_bytes(report.copied_bytes)} "
+            "were copied now")
+
+
+def _complain(missing: Iterable[Missing], what: str) -> None:
+    for blob in missing:
+        print(f"error: blob {blob.key} ({blob.size_bytes} bytes) {what}: it {blob.reason}", file=sys.stderr)
