@@ -47,7 +47,6 @@ class Report:
     """What a check looked at, and what it found."""
 
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     blobs: int = 0
     bytes_read: int = 0
     files_on_disk: int = 0

@@ -153,8 +153,10 @@ class Scrub:
         return damaged > max(MIN_LIMIT, count // 1000)
 
     async def _set_aside(self, blob: Expected, kind: Damage) -> None:
-        log.error("blob.set_aside", blob=str(blob.key), size=blob.size_bytes, reason=kind)
         try:
+            if (await self._inspector.measure([blob.key]))[blob.key] is None:
+                return  # it is already
+            log.error("blob.set_aside", blob=str(blob.key), size=blob.size_bytes, reason=kind)
             await self._inspector.set_aside(blob.key)
         except OSError as error:
             log.error("blob.stuck", blob=str(blob.key), error=str(error))

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 GRACE_SECONDS = 86400.0
 # an upload that has placed its bytes commits them, or gives up, within this time
 SETTLE_SECONDS = 15.0
+LOOK_SECONDS = 0.25
 PAGE = 1000
 MIN_LIMIT = 100  # more suspects than this, and than a thousandth of all blobs, mean that something else is wrong
 DAY_SECONDS = 86400.0
@@ -76,15 +77,22 @@ class Strays:
             found.foreign += [f"blobs/{name}" for name in listing.foreign]
             suspects += await self._without_row(listing.keys)
             progress("folders", number + 1, len(shelves))
-        if suspects:
-            await asyncio.sleep(self._settle_seconds)
-            suspects = await self._without_row(suspects)
-        sizes = await self._inspector.measure(suspects)
-        found.strays = {key: size for key, size in sizes.items() if size is not None}
+        found.strays = await self._settle(suspects)
         listing = await self._inspector.list_quarantine()
         found.quarantined = listing.keys
         found.foreign += listing.foreign
         return found
+
+    async def _settle(self, suspects: list[BlobKey]) -> dict[BlobKey, int]:
+        """Those that are still there, and without a row, when the uploads of now have ended; with their sizes."""
+        waited = 0.0
+        while True:
+            sizes = await self._inspector.measure(await self._without_row(suspects))
+            found = {key: size for key, size in sizes.items() if size is not None}
+            if not found or waited >= self._settle_seconds:
+                return found
+            await asyncio.sleep(LOOK_SECONDS)
+            waited += LOOK_SECONDS
 
     async def _without_row(self, keys: list[BlobKey]) -> list[BlobKey]:
         found = []
