@@ -11,10 +11,13 @@ from typing import Any
 
 from service import metrics
 from service.config import Config, ConfigError
+from service.errors import ServiceError
 from service.run import database
 from service.run.migrate import MigrationError
+from service.run.checks import check_runtime
 from service.run.processes import StartError
 from service.run.supervisor import Supervisor
+from service.storage.base import StoreError
 
 WRONG_SETTINGS = 2
 
@@ -91,11 +94,12 @@ def main(arguments: list[str]) -> int:
         print("run without -O: it switches checks off that keep requests from doing harm", file=sys.stderr)
         return WRONG_SETTINGS
     try:
+        check_runtime()
         return _dispatch(options, Config.from_environment(os.environ))
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return WRONG_SETTINGS
-    except (StartError, MigrationError) as error:
+    except (StartError, StoreError, MigrationError, ServiceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ from service.domain.versions import Versions
 from service.security.addresses import SECRET_FILE, AddressSigner, LinkProofs
 from service.security.cursors import Cursors
 from service.security.passwords import Passwords
-from service.security.tokens import AccessTokens, read_or_create_secret
+from service.security.tokens import TOKEN_SECRET_FILE, AccessTokens, read_or_create_secret
 from service.storage.inspection import LocalInspector
 from service.storage.local import LocalStore
 
@@ -80,7 +80,7 @@ def _domain(config: Config, generations: Generations) -> Callable[[web.Applicati
         cache: Cache = RedisCache(config.redis_url.get_secret_value()) if config.redis_url else LocalCache()
         passwords = Passwords(config.bcrypt_cost)
         secret = (config.jwt_secret.get_secret_value() if config.jwt_secret
-                  else read_or_create_secret(config.data_root / "jwt_secret"))
+                  else read_or_create_secret(config.data_root / TOKEN_SECRET_FILE))
         signing_secret = read_or_create_secret(config.data_root / SECRET_FILE)
         app[SIGNER] = AddressSigner(signing_secret)
         door = content.Content(database, store, content.Limits(

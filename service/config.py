@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "FILE_STORAGE_"
 MIN_JWT_SECRET_BYTES = 32
 GIB = 2**30
+_ALL_ADDRESSES = {"0.0.0.0", "::", "*"}  # nosec B104: nothing is bound here
+# what manuals and templates have in the place of a secret
+_EXAMPLES = re.compile(r"(?i)change[-_ ]?(me|this|it)|example|placeholder|your[-_ ].*secret|"
+                       r"a-string-secret-at-least-256-bits-long")
 
 
 class ConfigError(Exception):
@@ -77,6 +81,15 @@ class Config(BaseSettings):
     metrics_port: int | None = Field(None, ge=1, le=65535, description="port of GET /metrics; unset: only on sockets")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("metrics_port")
+    @classmethod
+    def _free(cls, value: int | None, info: ValidationInfo) -> int | None:
+        given = info.data  # without those that are wrong themselves
+        hosts = {given.get("host"), given.get("metrics_host")}
+        if value is not None and value == given.get("port") and (len(hosts) == 1 or hosts & _ALL_ADDRESSES):
+            raise ValueError(f"is the same as {PREFIX}PORT; /metrics needs a port of its own")
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
@@ -100,6 +113,8 @@ class Config(BaseSettings):
         # RFC 7518, section 3.2: a key of the hash output's size or larger for HS256
         if value is not None and len(value.get_secret_value().encode()) < MIN_JWT_SECRET_BYTES:
             raise ValueError(f"needs at least {MIN_JWT_SECRET_BYTES} bytes; try: openssl rand -hex 32")
+        if value is not None and _EXAMPLES.search(value.get_secret_value()):
+            raise ValueError("is an example that others know too; try: openssl rand -hex 32")
         return value
 
     @field_validator("database_url")

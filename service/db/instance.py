@@ -38,3 +38,14 @@ UPDATE instance SET high_water = high_water + 1 RETURNING high_water
 async def raise_high_water(conn: Connection) -> int:
     """Count up."""
     return int(await conn.fetchval(RAISE_HIGH_WATER))
+
+
+HAS_BLOBS = """
+-- whether there is anything on the disk that this database knows of
+SELECT EXISTS (SELECT FROM blobs)
+"""
+
+
+async def has_blobs(conn: Connection) -> bool:
+    """Whether there are blobs, those that are about to be removed too."""
+    return bool(await conn.fetchval(HAS_BLOBS))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.run.processes import StartError
+from service.storage.durable import make_folder
 
 MODE = 0o700
 MEMORY = "memory"
@@ -81,7 +82,7 @@ def open_folders(root: Path, *, containers: bool = False) -> Folders:
     `containers`: nginx runs in another one, where nothing is shared but the data root.
     """
     try:
-        root.mkdir(mode=MODE, parents=True, exist_ok=True)
+        make_folder(root, MODE)
         root = root.resolve()  # nginx refuses symlinks on the way to a blob
         folders = Folders(root, root / "run", root / "run" / MEMORY)
         for folder in (folders.blobs, folders.staging, folders.spool, folders.log, folders.run):
@@ -191,7 +192,7 @@ def claimed(root: Path, *, containers: bool = False) -> Iterator[Folders]:
 def _lock(root: Path) -> int:
     """An open file that holds the claim; the kernel gives it up when the process ends, however it ends."""
     try:
-        root.mkdir(mode=MODE, parents=True, exist_ok=True)
+        make_folder(root, MODE)
         file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(root, error) from None

@@ -32,6 +32,7 @@ RECOVERY_SECONDS = 600
 STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))  # fast, immediate, gone
 
 DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
+DURABLE = ("on", "remote_apply")  # "local" and "remote_write" of synchronous_commit wait for less
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -282,8 +283,9 @@ def check_server(dsn: str) -> None:
     with psycopg.connect(dsn, connect_timeout=10) as connection:
         version = connection.info.server_version
         encoding = connection.execute("SHOW server_encoding").fetchone()
+        # as this role has them in this database, whatever the file of the server says
         off = [name for name in DURABILITY if connection.execute(
-            "SELECT current_setting(%s)", (name,)).fetchone() == ("off",)]
+            "SELECT current_setting(%s) = ANY(%s)", (name, [*DURABLE])).fetchone() != (True,)]
     if version < MIN_SERVER_VERSION:
         raise StartError(f"PostgreSQL {version // 10000} is too old: 13 or newer is needed")
     if encoding != ("UTF8",):

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from service import __version__, metrics
 from service.config import PREFIX, Config
-from service.run import folders, migrate, nginx, postgres, processes, programs
+from service.run import checks, folders, migrate, nginx, postgres, processes, programs
 from service.run.folders import Folders
 from service.run.keeper import Child, Keeper
 from service.run.logs import NGINX_TROUBLE, POSTGRES_TROUBLE, WORKER_TROUBLE, LogFile, Output
@@ -102,6 +102,7 @@ class Supervisor:
         dsn = await self._start_database(places)
         await asyncio.to_thread(postgres.check_server, dsn)
         await asyncio.to_thread(migrate.apply, dsn)
+        await checks.check_marker(places.root, dsn)
         self._config = self._config.model_copy(update={"database_url": SecretStr(dsn)})
         await asyncio.to_thread(self._start_metrics, places)
         (places.memory / nginx.GENERATIONS).mkdir(mode=folders.MODE, exist_ok=True)
@@ -116,6 +117,7 @@ class Supervisor:
         if not self._containers:
             nginx.stop_leftovers(places.spool)
         _stop_worker_leftovers(places)
+        checks.check_secrets(self._config, places.root)
         folders.empty_staging(places)
         if self._containers or self._config.nginx == "auto":
             nginx.check_data_root(places.root)

@@ -24,6 +24,7 @@ CLAIMS: Final = ("iss", "aud", "sub", "sid", "jti", "iat", "exp")
 MAX_CHARACTERS: Final = 4096
 MAX_SKEW_SECONDS: Final = 10  # between the clocks of two hosts that share a secret
 MAX_REMEMBERED: Final = 4096
+TOKEN_SECRET_FILE: Final = "jwt_secret"
 
 
 class AccessTokens:

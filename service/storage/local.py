@@ -30,6 +30,7 @@ from service import metrics
 from service.errors import BadRequest, IncompleteBody, Unavailable
 from service.model import BlobKey, Staged, new_uuid
 from service.storage.base import Claim, Room, StoreError, explain
+from service.storage.durable import make_folder
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -150,8 +151,9 @@ class LocalStore:
     def open(self, epoch: UUID) -> None:
         """Make or check the folders; raise StoreError if they cannot be used or belong to another database."""
         try:
-            for folder in (self._root, self._blobs, self._staging, self._spool):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._root)
+            for folder in (self._blobs, self._staging, self._spool):
+                folder.mkdir(mode=0o700, exist_ok=True)
             if len({folder.stat().st_dev for folder in (self._blobs, self._staging, self._spool)}) > 1:
                 raise StoreError(f"blobs, staging and spool under {self._root} have to be on one file system")
             # their own durability must not depend on the first upload into each
@@ -184,7 +186,7 @@ class LocalStore:
         if found != str(epoch):
             raise StoreError(
                 f"the data root {self._root} belongs to another database (its {MARKER} says {found!r}, the database "
-                f"says {epoch}); if a dump was restored on purpose, remove that file")
+                f"says {epoch}); if a dump was restored on purpose, write that id into the file")
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on one of the store's threads."""

@@ -118,6 +118,22 @@ def test_server_that_could_lose_uploads_is_refused(tmp_path: Path, monkeypatch: 
             check_server(server.dsn("postgres"))
 
 
+@pytest.mark.parametrize("of", ["DATABASE one", "ROLE postgres", "ROLE postgres IN DATABASE one"])
+@pytest.mark.parametrize("value", ["off", "local", "remote_write"])
+def test_commits_that_do_not_wait_for_the_disk_are_refused_whoever_has_set_it(
+        server: EmbeddedPostgres, of: str, value: str) -> None:
+    """Given on the command line by us, it is on; a role or a database may have its own in a server of one's own."""
+    server.ensure_database("one")
+    with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"ALTER {of} SET synchronous_commit = {value}")  # type: ignore[call-overload]
+        try:
+            with pytest.raises(StartError, match="turn on synchronous_commit$"):
+                check_server(server.dsn("one"))
+        finally:
+            connection.execute(f"ALTER {of} RESET synchronous_commit")  # type: ignore[call-overload]
+    check_server(server.dsn("one"))
+
+
 def test_database_of_another_encoding_is_refused(server: EmbeddedPostgres) -> None:
     with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE_PROVIDER libc "

@@ -195,14 +195,19 @@ def test_wrong_settings_are_all_named(start: Start) -> None:
     check_refusal(service, "FILE_STORAGE_WORKERS", "FILE_STORAGE_QUOTA", "FILE_STORAGE_NONSENSE", code=2)
 
 
-def test_worker_that_cannot_start_is_shown(start: Start, tmp_path: Path) -> None:
+def test_data_root_of_another_database_is_one_sentence(start: Start) -> None:
     service = start().wait_until_ready()
     assert service.end() == 0
     (service.root / "MARKER").write_text("01a20875-cc9a-72d2-8536-cce312f4e9d3\n")  # of another database
     again = start()
-    assert again.process.wait(PATIENCE_SECONDS) == 1
-    assert "error: worker" in again.said and "MARKER" in again.said
-    assert working_in(again.root) == []
+    check_refusal(again, "belongs to another database", "MARKER")
+
+
+def test_worker_that_cannot_start_is_shown(start: Start) -> None:
+    service = start(REDIS_URL="redis://localhost/0?socket_timeout=never")
+    assert service.process.wait(PATIENCE_SECONDS) == 1
+    assert "error: worker" in service.said and "socket_timeout" in service.said
+    assert working_in(service.root) == []
 
 
 def test_killed_child_is_started_again(start: Start) -> None:

@@ -149,6 +149,28 @@ def test_value_at_the_edge_is_taken_and_one_beyond_it_refused(name: str, good: l
         assert problem.startswith(f"FILE_STORAGE_{name}: ")
 
 
+@pytest.mark.parametrize("secret", [
+    "change-me-change-me-change-me-change-me", "CHANGEME" * 4, "please change this " * 2,
+    "an example of a secret, 32 bytes long", "your-256-bit-secret-your-256-bit-secret",
+    "a-string-secret-at-least-256-bits-long"])
+def test_example_of_a_secret_is_refused(secret: str) -> None:
+    [problem] = problems_of(JWT_SECRET=secret)
+    assert problem == "FILE_STORAGE_JWT_SECRET: is an example that others know too; try: openssl rand -hex 32"
+
+
+@pytest.mark.parametrize(("host", "metrics_host"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"),
+                                                    ("10.0.0.1", "0.0.0.0"), ("::", "127.0.0.1")])
+def test_port_for_metrics_that_is_the_public_one_is_refused(host: str, metrics_host: str) -> None:
+    given = {"PORT": "9100", "HOST": host, "METRICS_HOST": metrics_host}
+    [problem] = problems_of(**given, METRICS_PORT="9100")
+    assert problem == "FILE_STORAGE_METRICS_PORT: is the same as FILE_STORAGE_PORT; /metrics needs a port of its own"
+    assert read(**given, METRICS_PORT="9101").metrics_port == 9101
+
+
+def test_one_port_at_two_addresses_is_two_ports() -> None:
+    assert read(PORT="9100", HOST="127.0.0.1", METRICS_PORT="9100", METRICS_HOST="127.0.0.2").metrics_port == 9100
+
+
 def test_configuration_cannot_be_changed() -> None:
     config = Config.from_environment({})
     with pytest.raises(ValidationError):
