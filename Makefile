@@ -17,7 +17,7 @@ $(foreach setting,$(SHORT_SETTINGS),$(eval $(call pass_on,$(setting))))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-faults bench mutants migrate lint lock clean docker-up docker-down
+.PHONY: help run test test-faults soak bench mutants migrate lint lock clean docker-up docker-down
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by on
 
 test-faults: $(VENV)/installed-dev ## power cuts, kills, full disks and the like, as root (T=path, ROUNDS=30: each so often)
 	@ROUNDS='$(or $(ROUNDS),3)' exec $(PY) -m pytest -q $(or $(T),tests/faults)
+
+soak: $(VENV)/installed-dev ## mixed load for MINUTES=60, as root; something is killed every 20 s, then everything is compared
+	@exec $(PY) -m tests.faults.soak --minutes $(or $(MINUTES),60)
 
 bench: $(VENV)/installed-dev ## measure beside plain nginx and rivals (ROWS=hot,put FULL=1 AGAINST=checkout ACCEPT=1)
 	@exec $(PY) -m tests.bench $(if $(FULL),--full) $(if $(ROWS),--rows '$(ROWS)') \

@@ -1,8 +1,11 @@
-"""Clients that keep books: each works on files of its own, one change after the other, until it is told to stop."""
+"""Clients that keep books: each works on files of its own, one change after the other, until it is told to stop.
+
+What a reader must find is known for every file that nobody is changing: `Reader` looks, in all the ways there are.
+"""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
 from typing import Any
@@ -48,6 +51,9 @@ class Account:
         number = self.ledger.begin(effect)
         try:
             reply = await self.api.call(method, address, **more)
+        except aiohttp.ClientConnectorError:
+            self.ledger.forget(number)
+            return None
         except NO_ANSWER:
             return None
         if 200 <= reply.status < 300:
@@ -80,18 +86,26 @@ class Account:
         """Copy a file to where nothing is."""
         return await self.change({to: self.ledger.known[path]}, "POST", "/file/copy", json={"from": path, "to": to})
 
+    async def restore(self, item: str, to: str, digest: str) -> Reply | None:
+        """Bring something back from the trash."""
+        return await self.change({to: digest}, "POST", "/file/trash/restore", json={"id": item, "to": to})
+
 
 class Writer:
     """Does one thing after the other in a folder of its own; its seed says what."""
 
-    def __init__(self, account: Account, folder: str, seed: int) -> None:
+    def __init__(self, account: Account, folder: str, seed: int, *, sizes: Sequence[int] = SIZES,
+                 max_files: int = 1000) -> None:
         self._account = account
         self._folder = folder
         self._random = random.Random(seed)
+        self._sizes = sizes
+        self._max_files = max_files
         self._count = 0
+        self._trashed: dict[str, str] = {}
         self._steps: Mapping[str, Callable[[], Awaitable[Reply | None]]] = {
             "put": self._put, "post": self._post, "overwrite": self._overwrite, "delete": self._delete,
-            "move": self._move, "copy": self._copy}
+            "move": self._move, "copy": self._copy, "restore": self._restore}
 
     async def run(self, stop: asyncio.Event, *, pause_seconds: float = 0) -> None:
         """Until it is told to stop."""
@@ -103,8 +117,13 @@ class Writer:
 
     async def step(self) -> Reply | None:
         """One change."""
-        kind, = self._random.choices(list(self._steps), weights=(35, 10, 20, 15, 10, 10))
-        return await (self._steps[kind] if self._own() else self._put)()
+        kind, = self._random.choices(list(self._steps), weights=(35, 10, 20, 15, 10, 10, 10))
+        count = len(self._own())
+        if count >= self._max_files:
+            kind = "delete"
+        elif not count or kind == "restore" and not self._trashed:
+            kind = "put"
+        return await self._steps[kind]()
 
     def _own(self) -> list[str]:
         return [path for path in self._account.ledger.free_paths() if path.startswith(f"{self._folder}/")]
@@ -115,7 +134,7 @@ class Writer:
 
     def _body(self) -> bytes:
         self._count += 1
-        return body_of(f"{self._account.api.username}{self._folder}{self._count}", self._random.choice(SIZES))
+        return body_of(f"{self._account.api.username}{self._folder}{self._count}", self._random.choice(self._sizes))
 
     async def _put(self) -> Reply | None:
         return await self._account.put(self._fresh(), self._body())
@@ -127,10 +146,35 @@ class Writer:
         return await self._account.put(self._random.choice(self._own()), self._body())
 
     async def _delete(self) -> Reply | None:
-        return await self._account.delete(self._random.choice(self._own()), permanent=self._random.random() < 0.5)
+        path = self._random.choice(self._own())
+        digest = self._account.ledger.known[path]
+        is_permanent = self._random.random() < 0.5
+        reply = await self._account.delete(path, permanent=is_permanent)
+        if not is_permanent and digest and reply is not None and reply.status == 204:
+            self._trashed[path] = digest
+        return reply
 
     async def _move(self) -> Reply | None:
         return await self._account.move(self._random.choice(self._own()), self._fresh())
 
     async def _copy(self) -> Reply | None:
         return await self._account.copy(self._random.choice(self._own()), self._fresh())
+
+    async def _restore(self) -> Reply | None:
+        """Bring one thing back from the trash, and throw the others away for good."""
+        try:
+            reply = await self._account.api.call("GET", "/file/trash?limit=1000")
+        except NO_ANSWER:
+            return None
+        if reply.status != 200:
+            return reply
+        items = {item["path"]: item["id"] for item in reply.json["items"] if item["path"] in self._trashed}
+        for path in list(self._trashed):
+            digest = self._trashed.pop(path)
+            if path not in items:
+                self._account.ledger.refused.append(f"{path} was trashed and is not in the trash")
+            elif len(self._trashed) % 4 == 0:
+                await self._account.restore(items[path], self._fresh(), digest)
+            else:
+                await self._account.change({}, "DELETE", f"/file/trash?id={items[path]}")
+        return reply

@@ -7,6 +7,7 @@ looked: the change may still happen.
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 State = Mapping[str, str | None]  # the SHA-256 of what is at a path; None: nothing
@@ -30,6 +31,7 @@ class Ledger:
         self.acknowledged = 0
         self.refused: list[str] = []
         self.on_acknowledged: Callable[[], None] = lambda: None
+        self.touched: Counter[str] = Counter()  # how often a change of a path has begun or ended
         self._pending: dict[int, State] = {}
         self._count = 0
 
@@ -42,23 +44,34 @@ class Ledger:
         """A change is about to be asked for."""
         self._count += 1
         self._pending[self._count] = change
+        self.touched.update(change.keys())
         return self._count
 
     def acknowledge(self, number: int) -> None:
         """It was answered with a 2xx."""
-        self.known.update(self._pending.pop(number))
+        change = self._pending.pop(number)
+        self.known.update(change)
+        self.touched.update(change.keys())
         self.acknowledged += 1
         self.on_acknowledged()
 
     def refuse(self, number: int, answer: str) -> None:
         """It was answered with an error that means that nothing was done."""
-        del self._pending[number]
+        self.forget(number)
         self.refused.append(answer)
+
+    def forget(self, number: int) -> None:
+        """It was never sent."""
+        self.touched.update(self._pending.pop(number).keys())
 
     def free_paths(self) -> list[str]:
         """Where there is something, for certain, and nothing is under way."""
-        busy = {path for change in self._pending.values() for path in change}
+        busy = self.busy_paths()
         return [path for path, digest in self.known.items() if digest is not None and path not in busy]
+
+    def busy_paths(self) -> set[str]:
+        """What a change concerns that is under way or in doubt."""
+        return {path for change in self._pending.values() for path in change}
 
     def settle(self, actual: Mapping[str, str]) -> list[str]:
         """Compare with what is there while nothing is under way; what is wrong.  What was in doubt is known then."""
