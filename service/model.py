@@ -30,6 +30,12 @@ def new_uuid() -> UUID:
     return uuid_utils.compat.uuid7()
 
 
+def uuid_at(milliseconds: int, random: int) -> UUID:
+    """The UUIDv7 of a moment of the epoch and of 74 random bits: the same for the same."""
+    return UUID(int=(milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 62 & 0xFFF) << 64
+                | 0b10 << 62 | random & (1 << 62) - 1)
+
+
 def shard_of(user_id: UserId) -> str:
     """The last three digits of an account's id: 4096 shares of all accounts.
 
@@ -209,12 +215,16 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """A body that is complete, hashed and forced to the disk, but still in staging."""
+    """A body that is complete, hashed and forced to the disk, but still in staging.
+
+    `data`: all of a small body, which is in memory instead and gets to the disk when it is placed.
+    """
 
     key: BlobKey
     size_bytes: int
     sha256: bytes
     crc32: int | None = None
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Accounts, and what they hold."""
 
+from collections.abc import Mapping
+
 import asyncpg
 
 from service.db.pool import Connection, refuse_unfit_name
@@ -135,4 +137,27 @@ async def update_usage(conn: Connection, user_id: UserId, *, files_bytes: int = 
                        trash_bytes: int = 0, file_count: int = 0) -> None:
     """Add to (or take from) what the account holds; raise QuotaExceeded.  Do it last: its lock is the hottest."""
     if await conn.fetchval(UPDATE_USAGE, user_id, files_bytes, versions_bytes, trash_bytes, file_count) is None:
+        raise QuotaExceeded()
+
+
+UPDATE_USAGES = """
+-- the same for new files of several accounts, which are locked in the order of their ids, so that two of these never
+-- wait for each other
+WITH charged AS MATERIALIZED (
+    SELECT users.id, bytes, count FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS charge (id, bytes, count)
+    JOIN users ON users.id = charge.id ORDER BY users.id FOR NO KEY UPDATE OF users
+)
+UPDATE users SET files_bytes = files_bytes + bytes, file_count = file_count + count
+FROM charged
+WHERE users.id = charged.id
+  AND (quota_bytes IS NULL OR files_bytes + versions_bytes + trash_bytes + bytes <= quota_bytes)
+RETURNING users.id
+"""
+
+
+async def update_usages(conn: Connection, charges: Mapping[UserId, tuple[int, int]]) -> None:
+    """Add bytes and a number of files to what each account holds; raise QuotaExceeded if one has no room for it."""
+    rows = await conn.fetch(UPDATE_USAGES, list(charges), [size for size, _ in charges.values()],
+                            [count for _, count in charges.values()])
+    if len(rows) < len(charges):
         raise QuotaExceeded()

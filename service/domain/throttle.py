@@ -1,6 +1,7 @@
 """How often something may be tried, counted for what one attacker usually has."""
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 
@@ -15,6 +16,7 @@ async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
         raise TooManyRequests(retry_after_seconds=int(wait) + 1)
 
 
+@functools.lru_cache(maxsize=4096)
 def network(address: str) -> str:
     """What one attacker usually has, an IPv4 /24 or an IPv6 /64, as `192.0.2.0/24`; "unknown" for no address."""
     try:

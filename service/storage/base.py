@@ -13,6 +13,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+SMALL_BYTES = 64 * 1024
+"""A body up to this size stays in memory until it is placed (nginx/nginx.conf.template has the same number)."""
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _FAILED = frozenset({errno.EIO, errno.EROFS, errno.EUCLEAN, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN,
@@ -77,6 +80,12 @@ class BlobStore(Protocol):
     def writer(self) -> Writer:
         """Begin a new blob."""
 
+    def small_writer(self, key: BlobKey | None) -> Writer:
+        """Begin a new blob that stays in memory until it is placed; its methods do not block.
+
+        Two bodies with one `key` cannot both be placed; None makes a fresh one.
+        """
+
     def claim(self, spooled: str, size_bytes: int | None) -> Claim:
         """Take a body that nginx spooled, without a single await, so that nobody else can get at it.
 
@@ -90,7 +99,7 @@ class BlobStore(Protocol):
         """Hash a claimed body and force it to the disk."""
 
     async def place(self, staged: Staged) -> None:
-        """Give the staged bytes their final place, durably."""
+        """Give the staged bytes their final place, durably; raises Unavailable if a small body has this key already."""
 
     def discard(self, key: BlobKey) -> None:
         """Remove what is staged under the key, if it still is; never a placed blob."""

@@ -29,8 +29,10 @@ from uuid import UUID
 from service import metrics
 from service.errors import BadRequest, IncompleteBody, Unavailable
 from service.model import BlobKey, Staged, new_uuid
+from service.storage import small
 from service.storage.base import Claim, Room, StoreError, explain
 from service.storage.durable import make_folder
+from service.storage.small import MemoryWriter
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -198,6 +200,10 @@ class LocalStore:
         """Begin a new blob."""
         return LocalWriter(self._staging, self._hashers)
 
+    def small_writer(self, key: BlobKey | None) -> MemoryWriter:
+        """Begin a new blob that stays in memory until it is placed."""
+        return MemoryWriter(key or BlobKey(new_uuid()))
+
     def claim(self, spooled: str, size_bytes: int | None) -> Claim:
         """Take a body that nginx spooled.
 
@@ -303,6 +309,13 @@ class LocalStore:
     async def place(self, staged: Staged) -> None:
         """Link the staged bytes to their final place and force the folder to the disk."""
         target = self.path(staged.key)
+        if staged.data is not None:
+            try:
+                return await self.run(small.place, staged.data, self._staged(staged.key), target)
+            except FileExistsError as error:
+                raise Unavailable("This upload has come twice; send it again.", retry_after_seconds=1) from error
+            except OSError as error:
+                raise explain(error) from error
         try:
             await self.run(self._link, self._staged(staged.key), target)
         except OSError as error:
