@@ -71,12 +71,12 @@ class Strays:
         found = Walk()
         suspects: list[BlobKey] = []
         shelves = list(self._inspector.shelves())
-        for number in shelves:
+        for done, number in enumerate(shelves, start=1):
             listing = await self._inspector.list_shelf(number)
             found.files += len(listing.keys)
             found.foreign += [f"blobs/{name}" for name in listing.foreign]
             suspects += await self._without_row(listing.keys)
-            progress("folders", number + 1, len(shelves))
+            progress("folders", done, len(shelves))
         found.strays = await self._settle(suspects)
         listing = await self._inspector.list_quarantine()
         found.quarantined = listing.keys
