@@ -14,9 +14,10 @@ from service.db import files, users
 from service.db.instance import get_epoch
 from service.db.pool import Connection, Database
 from service.domain import content
-from service.domain.content import Content, Stored, Target
+from service.domain.content import Content, Stored
 from service.domain.files import Files
 from service.domain.housekeeping import Housekeeping
+from service.domain.places import Target
 from service.model import BlobKey, Caller, Conditions, SessionId, Staged, Usage, UserId, new_uuid
 from service.names import split_path
 from service.storage.local import LocalStore

@@ -1,13 +1,15 @@
 """Request bodies: the only reader of them.
 
-Behind nginx a body is a spooled file that this request has claimed; otherwise it comes through the connection.  A form
-is cut by the same parser in both cases.  Everything that touches bytes runs on the store's threads.
+Behind nginx a large body is a spooled file that this request has claimed; otherwise it comes through the connection,
+and a small one stays in memory.  A form is cut by the same parser in all cases.  Everything that touches the disk runs
+on the store's threads.
 """
 
 import base64
 import binascii
+import functools
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -19,13 +21,14 @@ from multipart import (
 )
 
 from service.api.keys import BEHIND_NGINX, CLAIM, DOMAIN
+from service.domain import requests
 from service.domain.content import Content
 from service.errors import (
     BadRequest, DigestMismatch, IncompleteBody, InvalidField, MissingFile, SeveralFiles, TooLarge,
     UnsupportedEncoding, UnsupportedMediaType,
 )
-from service.model import Staged
-from service.storage.base import Claim, Writer
+from service.model import BlobKey, Staged, uuid_at
+from service.storage.base import SMALL_BYTES, Claim, Writer
 
 MAX_JSON_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 16 * 1024
@@ -36,6 +39,8 @@ FORM = "multipart/form-data"
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 _EXTENDED_FILENAME = re.compile(r"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s\"]*)")
+_SECONDS = re.compile(r"[0-9]{10}\.[0-9]{3}")
+_REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 
 
@@ -91,6 +96,7 @@ async def read_json_or_form(request: web.Request, *, max_bytes: int = MAX_JSON_B
     """The fields of a small body: a JSON object, or a form (application/x-www-form-urlencoded), for `schema.load`."""
     check_head(request)
     raw = await _read_small(request, max_bytes)
+    requests.describe(raw)
     if request.content_type == "application/x-www-form-urlencoded":
         return _parse_form(raw)
     if request.content_type not in ("application/json", "application/octet-stream"):
@@ -108,6 +114,10 @@ async def _read_small(request: web.Request, max_bytes: int) -> bytes:
     if (request.content_length or 0) > max_bytes:
         raise TooLarge()
     await invite(request)
+    return await _read_whole(request, max_bytes)
+
+
+async def _read_whole(request: web.Request, max_bytes: int) -> bytes:
     pieces = bytearray()
     try:
         async for piece in request.content.iter_any():
@@ -150,12 +160,42 @@ async def stage_raw(request: web.Request) -> Staged:
     """The whole body as a staged blob; raise DigestMismatch, IncompleteBody, TooLarge, StorageFull."""
     content = request.app[DOMAIN].content
     expected = announced_sha256(request)
-    claim = request.get(CLAIM)
-    staged = await (content.adopt(claim) if claim else _receive(request, content))
+    if (claim := request.get(CLAIM)) is not None:
+        staged = await content.adopt(claim)
+    elif is_small(request):
+        writer = content.small_writer(_resent_key(request))
+        writer.write(await _read_announced(request))
+        staged = writer.finish()
+    else:
+        staged = await _receive(request, content)
     if expected is not None and staged.sha256 != expected:
         content.release(staged.key)
         raise DigestMismatch()
     return staged
+
+
+def is_small(request: web.Request) -> bool:
+    """Whether the body, which was not spooled, may stay in memory."""
+    announced = announced_bytes(request)
+    return CLAIM not in request and announced is not None and announced <= SMALL_BYTES
+
+
+async def _read_announced(request: web.Request) -> bytes:
+    data = await _read_whole(request, SMALL_BYTES)
+    if len(data) != announced_bytes(request):
+        raise IncompleteBody()
+    return data
+
+
+def _resent_key(request: web.Request) -> BlobKey | None:
+    """The same for a request that nginx sends a second time, when the connection to a worker breaks.
+
+    Of a spooled body only one of the two requests gets hold; of this one only one can be placed.
+    """
+    begin, request_id = request.headers.get("X-Request-Begin", ""), request.headers.get("X-Request-Id", "")
+    if not request.app[BEHIND_NGINX] or not (_SECONDS.fullmatch(begin) and _REQUEST_ID.fullmatch(request_id)):
+        return None
+    return BlobKey(uuid_at(int(begin.replace(".", "")), int(request_id, 16)))
 
 
 async def _receive(request: web.Request, content: Content) -> Staged:
@@ -200,8 +240,9 @@ class Form:
 class _FormCutter:
     """Takes a form (RFC 7578) piece by piece and writes the file in it to a blob; blocks."""
 
-    def __init__(self, content: Content, boundary: str) -> None:
+    def __init__(self, content: Content, boundary: str, begin_file: Callable[[], Writer]) -> None:
         self._content = content
+        self._begin_file = begin_file
         if not boundary.isascii():  # RFC 2046, section 5.1.1; the parser could not even encode some of the others
             raise BadRequest("The form's boundary has to be ASCII.")
         try:
@@ -243,7 +284,7 @@ class _FormCutter:
             raise SeveralFiles(field=segment.name)
         self._filename = filename
         self._content_type = segment.header("Content-Type") or ""
-        self._writer = self._content.writer()
+        self._writer = self._begin_file()
 
     def _take(self, data: bytes | bytearray) -> None:
         assert self._segment is not None
@@ -304,7 +345,12 @@ async def stage_form(request: web.Request) -> Form:
     kind, options = parse_options_header(request.headers.get("Content-Type", ""))
     if kind != FORM:
         raise UnsupportedMediaType(f"Send {FORM}, or the plain bytes with PUT.")
-    cutter = _FormCutter(content, options.get("boundary", ""))
+    if is_small(request):
+        cutter = _FormCutter(content, options.get("boundary", ""),
+                             functools.partial(content.small_writer, _resent_key(request)))
+        cutter.feed(await _read_announced(request))
+        return cutter.finish()
+    cutter = _FormCutter(content, options.get("boundary", ""), content.writer)
     try:
         if (claim := request.get(CLAIM)) is not None:
             return await content.run(_cut_claim, content, claim, cutter)

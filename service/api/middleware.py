@@ -12,8 +12,10 @@ from service.api.auth import address, authenticate
 from service.api.errors import from_aiohttp, render
 from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Action, Trace
 from service.api.protocol import SERVER
+from service.api.rest.openapi import KEYED
+from service.api.rest.params import begin
 from service.api.routes import PUBLIC_HANDLERS
-from service.domain import audit
+from service.domain import audit, requests
 from service.model import new_uuid
 
 log = structlog.get_logger()
@@ -120,7 +122,13 @@ def _log(request: web.Request, response: web.StreamResponse, trace: Trace, secon
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Who is it?  Every handler needs an account, but those that the table of routes has as public."""
+    requests.begin(None)  # the request before this one on the connection may have had a key
     if request.match_info.http_exception is None and request.match_info.handler not in PUBLIC_HANDLERS:
         request[CALLER] = await authenticate(request)
         audit.identified(request[CALLER])
-    return await handler(request)
+        if getattr(request.match_info.handler, "__name__", "") in KEYED:
+            begin(request)
+    response = await handler(request)
+    if requests.is_replay():
+        request[TRACE].fields["replay"] = True
+    return response

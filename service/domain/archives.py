@@ -17,7 +17,7 @@ from service.db import archives, blobs
 from service.db.archives import Row
 from service.db.pool import Connection, Database
 from service.domain import zip64
-from service.domain.content import Place, get
+from service.domain.places import Place, get
 from service.errors import ContentUnavailable, NotAFolder
 from service.model import BlobKey, Caller, File, FileId, Folder, UserId
 from service.storage.base import BlobStore, explain

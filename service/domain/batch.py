@@ -5,9 +5,10 @@ from typing import Literal
 
 from service.db.files import lock_tree
 from service.db.pool import Connection, Database
-from service.domain.content import Place
 from service.domain.files import delete
 from service.domain.moves import Change, copy, move
+from service.domain.places import Place
+from service.domain.requests import once
 from service.errors import ServiceError
 from service.model import Caller, Conditions, File, Folder, UserId
 
@@ -55,7 +56,7 @@ class Batch:
                     raise
             return results
 
-        return await self._database.in_transaction(work)
+        return await once(self._database, caller.user_id, work)
 
 
 async def _apply(conn: Connection, user_id: UserId, operation: Operation) -> File | Folder | None:

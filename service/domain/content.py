@@ -13,18 +13,22 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from service import names
-from service.db import blobs, files, links, users, versions
+from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
-from service.domain.audit import record
+from service.db.uploads import NewFile
+from service.domain import requests
+from service.domain.audit import current, record
+from service.domain.group_commit import GroupCommit
+from service.domain.places import Place, Target, free_name, get, make_folders, resolve_target, size_at
 from service.domain.writability import Writability
 from service.errors import (
-    Conflict, InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError,
-    StorageFull, TooLarge,
+    InvalidPath, IsAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull, TooLarge,
+    Unavailable,
 )
 from service.model import (
     BlobKey, Caller, Conditions, Delivery, File, FileId, Folder, Staged, UserId, Version, VersionId, new_uuid,
 )
-from service.storage.base import BlobStore, Claim, Writer
+from service.storage.base import SMALL_BYTES, BlobStore, Claim, Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,25 +36,10 @@ T = TypeVar("T")
 MIN_FREE_FILES = 64  # of those that the file system can still make; nginx and a form take some for each upload
 log = structlog.get_logger()
 
-Place = tuple[str, ...] | FileId
 Also = Callable[[Connection], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where an upload goes.
-
-    `place`: a path or an id.  `in_folder`: the place has to be a folder (it ended in a slash).  `own_name`: the name
-    for a file that goes into a folder; None if the upload has none.  `never_replaces`: if the name is taken, the file
-    gets another one, `name (2).ext`.
-    """
-
-    place: Place
-    in_folder: bool = False
-    own_name: str | None = None
-    never_replaces: bool = False
-
-
+@requests.kept
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """What an upload came to."""
@@ -75,26 +64,38 @@ class Content:
         self._database = database
         self._store = store
         self._limits = limits
+        self._groups = GroupCommit(database)
         self._commits: set[asyncio.Task[Stored]] = set()
         self.writability = Writability(store)
 
     # --- before and while bytes come in ---
 
-    async def admit(self, caller: Caller, size_bytes: int | None, place: Place | None) -> None:
+    async def admit(self, caller: Caller, size_bytes: int | None, place: Place | None, *,
+                    key: str | None = None) -> None:
         """Refuse an upload before its first byte; None is what is not known yet.
 
-        A first look only: the quota is decided by the transaction.  Raises TooLarge, QuotaExceeded, StorageFull and
-        ReadOnly.
+        A first look only: the quota is decided by the transaction.  With the key of an upload that was stored before
+        nothing is needed but its answer.  Raises TooLarge, QuotaExceeded, StorageFull, ReadOnly.
         """
         size = size_bytes or 0
         self.check_size(size)
+        try:
+            await self._check_room(caller, size_bytes, place)
+        except (QuotaExceeded, StorageFull):
+            if key is None or not await requests.is_done(self._database, caller, key):
+                raise
+
+    async def _check_room(self, caller: Caller, size_bytes: int | None, place: Place | None) -> None:
+        size = size_bytes or 0
         self._check_disk(size)
+        if size_bytes is not None and size <= SMALL_BYTES:
+            return  # the transaction will tell; to ask twice would cost more than the bytes
         async with self._database.connection() as conn:
             usage = await users.get_usage(conn, caller.user_id)
             if usage.available_bytes is None or size <= usage.available_bytes:
                 return
             # what this upload replaces makes room for it; if that is not known, it may be anything
-            freed = usage.files_bytes if place is None else await _size_at(conn, caller.user_id, place)
+            freed = usage.files_bytes if place is None else await size_at(conn, caller.user_id, place)
         # and so do former versions, which an overwrite may drop
         if size > usage.available_bytes + freed + usage.versions_bytes:
             raise QuotaExceeded()
@@ -139,6 +140,10 @@ class Content:
         """Begin a body that comes piece by piece; its methods go through `run`."""
         return self._store.writer()
 
+    def small_writer(self, key: BlobKey | None) -> Writer:
+        """Begin a small body, whose methods need no `run`; with a `key` no other body of that key can be stored."""
+        return self._store.small_writer(key)
+
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on bytes off the event loop."""
         with self.writability.watched():
@@ -169,6 +174,10 @@ class Content:
 
     async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
                       conditions: Conditions, also: Also | None) -> Stored:
+        if also is None and conditions == Conditions() and not requests.is_keyed():
+            wanted = _new_file(user_id, target, staged, content_type)
+            if wanted is not None and (file := await self._groups.store(wanted)) is not None:
+                return Stored(file=file, is_new=True)
         refused = False
 
         async def work(conn: Connection) -> Stored:
@@ -183,15 +192,23 @@ class Content:
                 refused = True
                 raise
 
+        requests.describe(target.place, target.in_folder, target.own_name, staged.sha256, content_type)
         try:
-            return await self._database.in_transaction(work)
-        except ServiceError:
+            stored = await requests.once(self._database, user_id, work)
+            if stored.file.blob_key != staged.key:  # it was stored before, with other bytes of the same digest
+                await self._discard(staged.key)
+            return stored
+        except ServiceError as error:
             # Only a refusal of ours says for certain that nothing was committed.  After any other error the bytes stay:
             # if a row does name them after all, they are there.
-            if refused:
-                with contextlib.suppress(OSError):  # left for the sweeper
-                    await self._store.delete(staged.key)
+            if refused or not isinstance(error, Unavailable):
+                await self._discard(staged.key)
             raise
+
+    async def _discard(self, key: BlobKey) -> None:
+        """Remove bytes that no row names, nor ever will."""
+        with contextlib.suppress(OSError):  # left for the sweeper
+            await self._store.delete(key)
 
     async def drain(self) -> None:
         """Wait for the transactions of uploads that are under way."""
@@ -229,25 +246,6 @@ class Content:
                         etag=f'"{key.hex}"', modified_at=blob.created_at)
 
 
-async def _size_at(conn: Connection, user_id: UserId, place: Place) -> int:
-    try:
-        found = await get(conn, user_id, place)
-    except NotFound:
-        return 0
-    return found.size_bytes if isinstance(found, File) else 0
-
-
-async def get(conn: Connection, user_id: UserId, place: Place) -> File | Folder:
-    """The file or folder of the account at the place; raise NotFound."""
-    if isinstance(place, tuple):
-        found = await files.get_by_path(conn, user_id, place)
-    else:
-        found = await files.get_by_id(conn, user_id, place)
-    if found is None:
-        raise NotFound()
-    return found
-
-
 def check_conditions(conditions: Conditions, etag: str | None) -> None:
     """Raise PreconditionFailed (RFC 9110, sections 13.1.1 and 13.1.2); `etag` None means there is no file.
 
@@ -269,6 +267,26 @@ def etag_of(version_id: VersionId) -> str:
     return f'"{version_id.hex}"'
 
 
+def _new_file(user_id: UserId, target: Target, staged: Staged, content_type: str | None) -> NewFile | None:
+    """The upload as a new file, if it may be one: that is, if its folder is there and its name is free."""
+    path = target.place
+    if not isinstance(path, tuple) or target.never_replaces:
+        return None
+    if target.in_folder and target.own_name is not None:
+        try:
+            path = (*path, names.check_name(target.own_name))
+            names.check_path(path)
+        except InvalidPath:
+            return None
+    elif target.in_folder or not path:
+        return None
+    source = current()
+    return NewFile(user_id=user_id, folder=path[:-1], name=path[-1], id=FileId(new_uuid()),
+                   version_id=VersionId(new_uuid()), staged=staged,
+                   content_type=content_type or names.media_type_of(path[-1]), session_id=source.session_id,
+                   network=source.network, request_id=source.request_id)
+
+
 async def _write(conn: Connection, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
                  conditions: Conditions, *, keep: int) -> Stored:
     """The transaction of an upload: resolve, claim the row, add blob and version, move the head, charge the account."""
@@ -277,7 +295,7 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     path = await resolve_target(conn, user_id, target)
     parent_id = await make_folders(conn, user_id, path[:-1])
     if target.never_replaces:
-        path = (*path[:-1], await _free_name(conn, parent_id, path[-1]))
+        path = (*path[:-1], await free_name(conn, parent_id, path[-1]))
     version_id = VersionId(new_uuid())
     claimed = await files.claim_file(conn, file_id=FileId(new_uuid()), user_id=user_id, parent_id=parent_id,
                                      name=path[-1], version_id=version_id, size_bytes=staged.size_bytes)
@@ -320,54 +338,3 @@ async def supersede(conn: Connection, user_id: UserId, file_id: FileId, old: Ver
         except QuotaExceeded:
             if not limit:
                 raise
-
-
-async def resolve_target(conn: Connection, user_id: UserId, target: Target) -> tuple[str, ...]:
-    """The full path of what an upload, a move or a copy makes or replaces."""
-    place = target.place
-    if not isinstance(place, tuple):
-        found = await get(conn, user_id, place)
-        path, is_folder = names.split_path(found.path), isinstance(found, Folder)
-    else:
-        reached = await files.walk(conn, user_id, place)
-        if reached is None:
-            raise NotFound()
-        if reached.depth < len(place) and not reached.is_folder:
-            raise NotAFolder(field="path")
-        path, is_folder = place, reached.is_folder and reached.depth == len(place)
-        if reached.depth == len(place) and target.in_folder and not is_folder:
-            raise NotAFolder("The path ends in a slash, but there is a file.", field="path")
-    if not (is_folder or target.in_folder):
-        return path
-    if target.own_name is None:
-        if is_folder:
-            raise IsAFolder(field="path")
-        raise InvalidPath("The path ends in a slash: a file needs a name.", field="path")
-    path = (*path, names.check_name(target.own_name))
-    names.check_path(path)
-    return path
-
-
-async def _free_name(conn: Connection, parent_id: FileId, name: str) -> str:
-    """The name, or the first of its numbered forms that nothing in the folder has."""
-    for first, last in ((1, 8), (9, 100), (101, 1000), (1001, 9999)):
-        candidates = [name if number == 1 else names.numbered(name, number) for number in range(first, last + 1)]
-        if (found := await links.find_free_name(conn, parent_id, candidates)) is not None:
-            return found
-    raise Conflict("Too many files in the folder have this name.")
-
-
-async def make_folders(conn: Connection, user_id: UserId, path: tuple[str, ...]) -> FileId:
-    """The folder at the path; what is missing is made."""
-    reached = await files.walk(conn, user_id, path)
-    if reached is None:
-        raise NotFound()
-    if not reached.is_folder:
-        raise NotAFolder(field="path")
-    parent_id = reached.id
-    for name in path[reached.depth:]:
-        parent_id, is_folder = await files.insert_folder(conn, folder_id=FileId(new_uuid()), user_id=user_id,
-                                                         parent_id=parent_id, name=name)
-        if not is_folder:
-            raise NotAFolder(field="path")
-    return parent_id

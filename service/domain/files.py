@@ -5,7 +5,9 @@ from dataclasses import replace
 from service.db import blobs, files, folders, trash, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import Place, check_conditions, etag_of, get
+from service.domain.content import check_conditions, etag_of
+from service.domain.places import Place, get, is_folder
+from service.domain.requests import once
 from service.errors import Conflict, InvalidPath, NotFound
 from service.model import Caller, Conditions, File, Folder, Usage, UserId
 
@@ -41,14 +43,14 @@ class Files:
         Raises NotFound, PreconditionFailed, and InvalidPath for the root folder.
         """
         # only for a folder does everybody else have to wait; the answer may have changed when the lock is there
-        is_folder = isinstance(await self.info(caller, place), Folder)
+        has_tree = await is_folder(self._database, caller, place)
 
         async def work(conn: Connection) -> None:
-            lock = files.lock_tree if is_folder else files.lock_tree_shared
+            lock = files.lock_tree if has_tree else files.lock_tree_shared
             await lock(conn, caller.user_id)
-            await delete(conn, caller.user_id, place, conditions, permanent=permanent, has_tree=is_folder)
+            await delete(conn, caller.user_id, place, conditions, permanent=permanent, has_tree=has_tree)
 
-        await self._database.in_transaction(work)
+        await once(self._database, caller.user_id, work)
 
 
 async def delete(conn: Connection, user_id: UserId, place: Place, conditions: Conditions, *, permanent: bool,

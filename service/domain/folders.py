@@ -3,7 +3,8 @@
 from service.db import files
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import Place, get, make_folders
+from service.domain.places import Place, get, make_folders
+from service.domain.requests import once
 from service.errors import NotAFolder, NotFound
 from service.model import Caller, Folder
 
@@ -36,4 +37,4 @@ class Folders:
                 await record(conn, caller.user_id, "folder_create", file_id=found.id, path=found.path)
             return found, is_new
 
-        return await self._database.in_transaction(work)
+        return await once(self._database, caller.user_id, work)

@@ -10,7 +10,9 @@ from service.cache.base import Cache
 from service.db import files, links
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import Content, Place, Target, get
+from service.domain.content import Content
+from service.domain.places import Place, Target, get
+from service.domain.requests import once
 from service.domain.throttle import network, throttle
 from service.errors import InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
 from service.model import (
@@ -18,7 +20,7 @@ from service.model import (
 )
 from service.security.addresses import LinkProofs
 from service.security.passwords import Passwords
-from service.security.secrets import new_link_token, parse_link_token
+from service.security.secrets import link_token, parse_link_token
 
 PASSWORD_PROOF_SECONDS = 3600
 RESUME_PROOF_SECONDS = 3600
@@ -92,7 +94,8 @@ class Links:
         Raises NotFound, NotAFolder (only a folder takes uploads), InvalidField (the password).
         """
         password_hash = None if password is None else await self._passwords.hash(password)
-        token, token_sha256 = new_link_token()
+        link_id = LinkId(new_uuid())
+        _, token_sha256 = link_token(self._proofs.seed(link_id.bytes))
 
         async def work(conn: Connection) -> Link:
             await files.lock_tree_shared(conn, caller.user_id)
@@ -101,7 +104,7 @@ class Links:
             if kind == "upload" and not is_folder:
                 raise NotAFolder("Only a folder can take uploads.", field="path")
             link = Link(
-                id=LinkId(new_uuid()), user_id=caller.user_id, file_id=found.id, is_folder=is_folder, kind=kind,
+                id=link_id, user_id=caller.user_id, file_id=found.id, is_folder=is_folder, kind=kind,
                 path=found.path, password_hash=password_hash, max_downloads=max_downloads, downloads=0,
                 created_at=found.created_at, expires_at=None)
             link = await links.insert_link(conn, link, token_sha256=token_sha256,
@@ -110,7 +113,9 @@ class Links:
                          kind=kind)
             return link
 
-        return await self._database.in_transaction(work), token
+        # nobody keeps the token: it is made again for a request that is sent again, whose link has another id
+        link = await once(self._database, caller.user_id, work)
+        return link, link_token(self._proofs.seed(link.id.bytes))[0]
 
     async def list(self, caller: Caller, place: Place | None) -> list[Link]:
         """The caller's links, the oldest first; with a place only those to the file or folder there."""
@@ -125,7 +130,7 @@ class Links:
                 raise NotFound()
             await record(conn, caller.user_id, "link_revoke", link=str(link_id))
 
-        await self._database.in_transaction(work)
+        await once(self._database, caller.user_id, work)
 
     # --- for visitors ---
 

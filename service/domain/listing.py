@@ -16,7 +16,7 @@ import orjson
 from service.db import listing
 from service.db.listing import Order, Position, Scope
 from service.db.pool import Connection, Database
-from service.domain.content import Place, get
+from service.domain.places import Place, get
 from service.errors import NotAFolder, ServiceError
 from service.model import Caller, File, FileId, Folder, Kind, Page, Sort, UserId
 from service.security.cursors import Cursors

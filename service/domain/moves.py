@@ -12,8 +12,10 @@ from service import names
 from service.db import blobs, files, folders, moves, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import Place, Target, check_conditions, get, make_folders, resolve_target
+from service.domain.content import check_conditions
 from service.domain.files import discard
+from service.domain.places import Place, Target, get, is_folder, make_folders, resolve_target
+from service.domain.requests import once
 from service.errors import Conflict, InvalidPath, NameTaken, NotFound, ServiceError
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, new_uuid
 
@@ -50,18 +52,16 @@ class Moves:
 
     async def _perform(self, caller: Caller, change: Change, perform: Perform) -> File | Folder:
         # only for a folder does everybody else have to wait; the answer may have changed when the lock is there
-        async with self._database.connection() as conn:
-            with _naming("from"):
-                is_folder = isinstance(await get(conn, caller.user_id, change.source), Folder)
+        has_tree = await is_folder(self._database, caller, change.source)
 
         async def work(conn: Connection) -> File | Folder:
-            await (files.lock_tree if is_folder else files.lock_tree_shared)(conn, caller.user_id)
+            await (files.lock_tree if has_tree else files.lock_tree_shared)(conn, caller.user_id)
             found = await perform(conn, caller.user_id, change)
-            if isinstance(found, Folder) and not is_folder:
+            if isinstance(found, Folder) and not has_tree:
                 raise Conflict()  # a folder took the place of the file
             return found
 
-        return await self._database.in_transaction(work)
+        return await once(self._database, caller.user_id, work)
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """The trash: look, bring back, empty."""
 
 from datetime import datetime
+from uuid import UUID
 
 from service import names
 from service.db import blobs, files, trash, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import Place, get, make_folders
+from service.domain.places import Place, get, make_folders
+from service.domain.requests import begun, once
 from service.errors import NameTaken, NotAFolder, NotFound
 from service.model import Caller, File, FileId, Folder, TrashItem, UserId
 
 BATCH = 100
+_LAST = FileId(UUID(int=2**128 - 1))
 
 
 class Trash:
@@ -50,20 +53,28 @@ class Trash:
                                      trash_bytes=-held.files_bytes - held.versions_bytes)
             return found
 
-        return await self._database.in_transaction(work)
+        return await once(self._database, caller.user_id, work)
 
     async def purge(self, caller: Caller, item_id: FileId) -> None:
         """Delete an item of the trash for good; raise NotFound."""
-        if not await self._purge(caller.user_id, item_id):
-            raise NotFound()
+        async def work(conn: Connection) -> None:
+            if not await _purge(conn, caller.user_id, item_id):
+                raise NotFound()
+
+        await once(self._database, caller.user_id, work)
 
     async def empty(self, caller: Caller) -> None:
-        """Delete everything in the trash for good; what comes into it meanwhile may stay."""
-        after = None
-        while items := await self.list(caller, after=after, limit=BATCH):
+        """Delete everything in the trash for good, item by item; what comes into it meanwhile stays."""
+        async def end(conn: Connection) -> None:
+            pass
+
+        begun_at = await begun(self._database, caller.user_id)
+        after = None if begun_at is None else (begun_at, _LAST)
+        while after is not None and (items := await self.list(caller, after=after, limit=BATCH)):
             for item in items:
                 await self._purge(caller.user_id, item.id)
             after = (items[-1].deleted_at, items[-1].id)
+        await once(self._database, caller.user_id, end)
 
     async def purge_expired(self, *, age_seconds: float) -> int:
         """Delete what has been in anybody's trash for too long; how many items."""
@@ -77,18 +88,19 @@ class Trash:
                 return purged
 
     async def _purge(self, user_id: UserId, item_id: FileId) -> bool:
-        async def work(conn: Connection) -> bool:
-            await files.lock_tree(conn, user_id)  # what is summed must be what is deleted
-            item = await trash.lock_trashed(conn, user_id, item_id)
-            if item is None:
-                return False
-            held = await trash.sum_tree(conn, item_id)
-            await blobs.release_blobs(conn, await files.delete_tree(conn, item_id))
-            await record(conn, user_id, "trash_delete", file_id=item_id, path=item.path, files=held.file_count)
-            await users.update_usage(conn, user_id, trash_bytes=-held.files_bytes - held.versions_bytes)
-            return True
+        return await self._database.in_transaction(lambda conn: _purge(conn, user_id, item_id))
 
-        return await self._database.in_transaction(work)
+
+async def _purge(conn: Connection, user_id: UserId, item_id: FileId) -> bool:
+    await files.lock_tree(conn, user_id)  # what is summed must be what is deleted
+    item = await trash.lock_trashed(conn, user_id, item_id)
+    if item is None:
+        return False
+    held = await trash.sum_tree(conn, item_id)
+    await blobs.release_blobs(conn, await files.delete_tree(conn, item_id))
+    await record(conn, user_id, "trash_delete", file_id=item_id, path=item.path, files=held.file_count)
+    await users.update_usage(conn, user_id, trash_bytes=-held.files_bytes - held.versions_bytes)
+    return True
 
 
 async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> FileId:

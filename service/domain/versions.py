@@ -3,7 +3,9 @@
 from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import Place, check_conditions, get, supersede
+from service.domain.content import check_conditions, supersede
+from service.domain.places import Place, get
+from service.domain.requests import once
 from service.errors import Conflict, IsAFolder, NotFound
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, Version, VersionId, new_uuid
 
@@ -48,7 +50,7 @@ class Versions:
             assert isinstance(found, File)
             return found
 
-        return await self._database.in_transaction(work)
+        return await once(self._database, caller.user_id, work)
 
     async def forget(self, caller: Caller, place: Place, number: int | None) -> None:
         """Forget one former version of a file, or all of them; raise NotFound, IsAFolder, Conflict for the current."""
@@ -71,7 +73,7 @@ class Versions:
                          size=pruned.size_bytes)
             await users.update_usage(conn, caller.user_id, versions_bytes=-pruned.size_bytes)
 
-        await self._database.in_transaction(work)
+        await once(self._database, caller.user_id, work)
 
     async def forget_old(self, *, age_seconds: float) -> int:
         """Forget everybody's versions that were replaced longer ago than that; of how many files."""

@@ -12,6 +12,7 @@ SECRET_FILE = "address_secret"  # below the data root, made at the first start
 
 # Apart for each use, so that a signature made for one means nothing to another.
 _HEAD, _TAIL, _PROOF = b"signed address: head", b"signed address: tail", b"proof of a link"
+_TOKEN = b"token of a link"
 _PROOF_TEXT = re.compile(r"([1-9][0-9]{0,11})\.([0-9a-f]{64})")
 
 
@@ -64,10 +65,18 @@ class AddressSigner:
 
 
 class LinkProofs:
-    """Short-lived proofs, kept by a visitor's browser, that something about one link has been shown before."""
+    """Short-lived proofs, kept by a visitor's browser, that something about one link has been shown before.
+
+    And what the tokens of links are made of.
+    """
 
     def __init__(self, secret: str) -> None:
         self._key = bytes.fromhex(_derive(secret, _PROOF))
+        self._token_key = bytes.fromhex(_derive(secret, _TOKEN))
+
+    def seed(self, link: bytes) -> bytes:
+        """24 bytes that nobody can guess without the secret, the same ones each time for a link."""
+        return hmac.digest(self._token_key, link, "sha256")[:24]
 
     def make(self, *about: bytes, ttl_seconds: int) -> str:
         """A proof about these things, good for so long."""

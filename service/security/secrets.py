@@ -1,9 +1,10 @@
-"""Refresh tokens and the tokens of links: random, so a plain SHA-256 is enough to store them by."""
+"""Refresh tokens and the tokens of links: nobody can guess them, so a plain SHA-256 is enough to store them by."""
 
 import hashlib
 import hmac
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from uuid import UUID
 
 from service.errors import InvalidRefreshToken
@@ -39,9 +40,9 @@ def _digest(secret: str) -> bytes:
 _LINK_TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")
 
 
-def new_link_token() -> tuple[str, bytes]:
-    """A fresh token of a public link, 32 characters with 192 random bits, and the digest to store."""
-    token = secrets.token_urlsafe(24)
+def link_token(seed: bytes) -> tuple[str, bytes]:
+    """The token of a public link, 32 characters with the 192 bits of its seed, and the digest to store."""
+    token = urlsafe_b64encode(seed).decode()
     return token, _digest(token)
 
 

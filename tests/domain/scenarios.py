@@ -7,9 +7,10 @@ from pathlib import Path
 
 import asyncpg
 
-from service.domain.content import Stored
+from service.domain.content import Content, Stored
+from service.domain.places import Target
 from service.errors import OutcomeUnknown, QuotaExceeded
-from service.model import Caller, File, VersionId, new_uuid
+from service.model import Caller, Conditions, File, VersionId, new_uuid
 from service.names import split_path
 from tests.domain.commit_proxy import Moment, open_proxy
 from tests.domain.failpoints import Action, Failpoints, Point, raise_refusal
@@ -27,8 +28,11 @@ async def outcome_of(work: Awaitable[Stored]) -> Stored | Exception:
         return error
 
 
-async def run_fault(world: World, failpoints: Failpoints, path: str, point: Point, action: Action) -> None:
-    """One upload with one fault: the client is told an error and nothing changed, or success and it is there."""
+async def run_fault(world: World, failpoints: Failpoints, path: str, point: Point, action: Action) -> bool:
+    """One upload with one fault: the client is told an error and nothing changed, or success and it is there.
+
+    Whether it was an error.
+    """
     caller = await world.new_caller()
     await world.put(caller, "/existing", OLD)
     await world.content.drain()  # for the mutant that answers too early
@@ -45,12 +49,16 @@ async def run_fault(world: World, failpoints: Failpoints, path: str, point: Poin
         assert now.get(path) == hashlib.sha256(NEW).hexdigest(), f"what was acknowledged is not there: {point}"
         assert await world.get(caller, path) == NEW
     assert world.staged() == [], point
+    return isinstance(outcome, Exception)
 
 
 async def fault_at_every_step_of_an_upload(world: World, failpoints: Failpoints, action: Action) -> int:
-    """For a new file and for an overwrite, at each step from the placement on; how many faults there were."""
+    """At each step from the placement on, for a new file with and without new folders, and for an overwrite.
+
+    How many faults there were.
+    """
     strays = faults = 0
-    for path in ("/new/folder/file", "/existing"):
+    for path in ("/new/folder/file", "/new", "/existing"):
         caller = await world.new_caller()
         await world.put(caller, "/existing", OLD)
         await world.content.drain()
@@ -60,11 +68,11 @@ async def fault_at_every_step_of_an_upload(world: World, failpoints: Failpoints,
         for point in failpoints.passed():
             if point[0].startswith("store.") and action == failpoints.end_backend:
                 continue
-            await run_fault(world, failpoints, path, point, action)
+            was_told = await run_fault(world, failpoints, path, point, action)
             faults += 1
             # only a refusal, or an error before the placement, is known to have had no effect
             is_known = action is raise_refusal and not point[0].startswith("store.")
-            strays += not (is_known or point[0] == "store.place before")
+            strays += was_told and not (is_known or point[0] == "store.place before")
     failpoints.reset()
     await check_all(world.dsn, world.root, strays=strays)
     return faults
@@ -77,7 +85,7 @@ async def connection_lost_around_the_commit(dsn: str, root: Path, moment: Moment
         change(world)
         caller = await world.new_caller()
         await world.put(caller, "/existing", OLD)
-        for path, number in (("/new/file", 1), ("/existing", 2)):
+        for path, number in (("/new/file", 1), ("/new/in a group", 1), ("/existing", 2)):
             await world.content.drain()
             proxy.arm(moment)
             outcome = await outcome_of(world.put(caller, path, NEW))
@@ -86,27 +94,27 @@ async def connection_lost_around_the_commit(dsn: str, root: Path, moment: Moment
             file = await world.files.info(caller, split_path(path))
             assert file == outcome.file and outcome.file.version == number, "it was not stored exactly once"
             assert await world.get(caller, path) == NEW
-        assert proxy.lost == 2
+        assert proxy.lost == 3
         await check_all(dsn, root)
 
 
 async def database_lost_around_the_commit(dsn: str, root: Path, moment: Moment,
-                                          change: Change = lambda world: None) -> None:
+                                          change: Change = lambda world: None, *, path: str = "/new/file") -> None:
     """Nobody can say what happened: so does the service, and keeps the bytes; trying again makes it good."""
     async with open_proxy(dsn) as (proxy, address), open_world(address, root, direct_dsn=dsn) as world:
         change(world)
         caller = await world.new_caller()
         proxy.arm(moment, then_shuts=True)
-        outcome = await outcome_of(world.put(caller, "/new/file", NEW))
+        outcome = await outcome_of(world.put(caller, path, NEW))
         await asyncio.wait_for(world.content.drain(), 30)
         proxy.open()
-        is_there = (await world.listing(caller)).get("/new/file") == hashlib.sha256(NEW).hexdigest()
+        is_there = (await world.listing(caller)).get(path) == hashlib.sha256(NEW).hexdigest()
         assert not isinstance(outcome, Stored) or is_there, "what was acknowledged is not there"
         assert is_there == (moment == "after")
         assert isinstance(outcome, OutcomeUnknown) and outcome.retry_after_seconds
-        assert not is_there or await world.get(caller, "/new/file") == NEW
-        await world.put(caller, "/new/file", NEW)
-        assert await world.get(caller, "/new/file") == NEW
+        assert not is_there or await world.get(caller, path) == NEW
+        await world.put(caller, path, NEW)
+        assert await world.get(caller, path) == NEW
         assert proxy.lost == 1
         await check_all(dsn, root, strays=int(not is_there))
 
@@ -126,11 +134,39 @@ async def uploads_at_the_edge_of_the_quota(world: World, failpoints: Failpoints)
 
     for number in range(UPLOADS):
         failpoints.arm(("users.update_usage before", number), meet)
-    uploads = [outcome_of(world.put(caller, f"/{number}", b"x" * FILE_BYTES)) for number in range(UPLOADS)]
+    by_itself = Conditions(if_none_match=("*",))  # not in a group
+    uploads = [outcome_of(world.put(caller, f"/{number}", b"x" * FILE_BYTES, conditions=by_itself))
+               for number in range(UPLOADS)]
     outcomes = await asyncio.gather(*uploads)
     stored = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
     assert len(stored) == FITTING, f"{len(stored)} uploads were taken where {FITTING} fit"
     assert all(isinstance(outcome, Stored | QuotaExceeded) for outcome in outcomes)
+    await check_all(world.dsn, world.root)
+
+
+async def groups_at_the_edge_of_the_quota(world: World, failpoints: Failpoints) -> None:
+    """Two workers each commit a group of uploads, and there is room for one of the two."""
+    for count in (1, 3):
+        caller = await world.new_caller(quota_bytes=count * FILE_BYTES)
+        failpoints.reset()
+        together = asyncio.Barrier(2)
+
+        async def meet(conn: object) -> None:
+            await together.wait()
+
+        for number in range(2):
+            failpoints.arm(("users.update_usages before", number), meet)
+        workers = [world.content, Content(world.database, world.store, world.limits)]
+        target = [[Target(place=(f"{worker}-{number}",)) for number in range(count)] for worker in range(2)]
+        staged = [[world.stage(b"x" * FILE_BYTES) for _ in range(count)] for _ in workers]
+        outcomes = await asyncio.gather(*(
+            outcome_of(workers[worker].store(caller, target[worker][number], staged[worker][number],
+                                             content_type="x/y"))
+            for number in range(count) for worker in range(2)))
+        stored = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
+        assert len(stored) == count, f"{len(stored)} uploads were taken where {count} fit"
+        assert all(isinstance(outcome, Stored | QuotaExceeded) for outcome in outcomes)
+        assert failpoints.was_hit
     await check_all(world.dsn, world.root)
 
 

@@ -12,7 +12,7 @@ from service.domain.accounts import Accounts, Limits
 from service.domain.audit import Audit
 from service.domain.housekeeping import Ages, Housekeeping
 from service.domain.moves import Change, Moves
-from service.domain.content import Target
+from service.domain.places import Target
 from service.errors import InvalidRefreshToken, NotFound, ServiceError, Unauthenticated, WrongPassword
 from service.model import Caller
 from service.security.passwords import Passwords

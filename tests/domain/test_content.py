@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.content import Place, Target
+from service.domain.places import Place, Target
 from service.domain.versions import Versions
 from service.errors import (
     InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull,
@@ -299,13 +299,13 @@ async def test_account_without_a_quota_has_no_limit(world: World, caller: Caller
 
 
 async def test_admission_refuses_early_what_cannot_end_well(world: World) -> None:
-    caller = await world.new_caller(quota_bytes=10)
-    await world.put(caller, "/a", b"x" * 8)
-    await world.content.admit(caller, 2, ("new",))
+    caller = await world.new_caller(quota_bytes=1_000_000)
+    await world.put(caller, "/a", b"x" * 800_000)
+    await world.content.admit(caller, 200_000, ("new",))
     await world.content.admit(caller, None, ("new",))
-    await world.content.admit(caller, 10, ("a",))
-    await world.content.admit(caller, 10, None)  # it may replace whatever there is
-    for size, place in ((3, ("new",)), (11, ("a",)), (11, None)):
+    await world.content.admit(caller, 1_000_000, ("a",))
+    await world.content.admit(caller, 1_000_000, None)  # it may replace whatever there is
+    for size, place in ((200_001, ("new",)), (1_000_001, ("a",)), (1_000_001, None)):
         with pytest.raises(QuotaExceeded):
             await world.content.admit(caller, size, place)
     with pytest.raises(TooLarge):
@@ -355,7 +355,7 @@ async def test_folder_and_nothing_cannot_be_downloaded(world: World, caller: Cal
 
 async def test_client_that_leaves_during_the_transaction_has_stored_its_file(
         world: World, caller: Caller, failpoints: Failpoints) -> None:
-    async with failpoints.paused("users.update_usage before", world.put(caller, "/a", b"stays")) as upload:
+    async with failpoints.paused("users.update_usages before", world.put(caller, "/a", b"stays")) as upload:
         upload.cancel()
         with pytest.raises(asyncio.CancelledError):
             await upload

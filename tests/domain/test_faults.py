@@ -39,22 +39,27 @@ async def test_connection_lost_around_the_commit_is_made_good(dsn: str, tmp_path
     await connection_lost_around_the_commit(dsn, tmp_path / "data", moment)
 
 
+@pytest.mark.parametrize("path", ["/new/file", "/in a group"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_database_lost_around_the_commit_loses_and_tears_nothing(
-        dsn: str, tmp_path: Path, moment: Moment) -> None:
-    await database_lost_around_the_commit(dsn, tmp_path / "data", moment)
+        dsn: str, tmp_path: Path, moment: Moment, path: str) -> None:
+    await database_lost_around_the_commit(dsn, tmp_path / "data", moment, path=path)
 
 
-async def test_backend_ended_just_before_the_commit_changes_nothing(world: World, failpoints: Failpoints) -> None:
+@pytest.mark.parametrize(("path", "step"),
+                         [("/a", "users.update_usages after"), ("/new/a", "users.update_usage after")],
+                         ids=["in a group", "by itself"])
+async def test_backend_ended_just_before_the_commit_changes_nothing(
+        world: World, failpoints: Failpoints, path: str, step: str) -> None:
     caller = await world.new_caller()
     failpoints.reset()
-    failpoints.arm("users.update_usage after", failpoints.end_backend)
+    failpoints.arm(step, failpoints.end_backend)
     with pytest.raises(Unavailable) as caught:
-        await world.put(caller, "/a", NEW)
+        await world.put(caller, path, NEW)
     assert caught.value.retry_after_seconds
     assert failpoints.was_hit and await world.listing(caller) == {}
     await check_all(world.dsn, world.root, strays=1)
-    await world.put(caller, "/a", NEW)
+    await world.put(caller, path, NEW)
     await check_all(world.dsn, world.root, strays=1)
 
 

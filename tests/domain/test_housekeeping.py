@@ -183,8 +183,9 @@ async def test_upload_between_placement_and_commit_survives_every_sweep(
         await check_all(world.dsn, world.root)
 
 
+@pytest.mark.parametrize("step", ["uploads.insert_files before", "blobs.insert_blob before"])
 async def test_upload_that_was_taken_for_garbage_is_refused_and_leaves_nothing(
-        world: World, caller: Caller, failpoints: Failpoints) -> None:
+        world: World, caller: Caller, failpoints: Failpoints, step: str) -> None:
     """A fence row under its key, however it came there: the insertion of the blob must lose."""
     before = await world.listing(caller)
 
@@ -193,9 +194,9 @@ async def test_upload_that_was_taken_for_garbage_is_refused_and_leaves_nothing(
         await rows(world, "INSERT INTO blobs (id, size_bytes, referable, fenced_at) VALUES ($1, 0, false, now())", key)
 
     failpoints.reset()
-    failpoints.arm("blobs.insert_blob before", fence)
+    failpoints.arm(step, fence)
     with pytest.raises(Unavailable):
-        await world.put(caller, "/a", b"late")
+        await world.put(caller, "/a" if "uploads" in step else "/new/a", b"late")
     assert await world.listing(caller) == before
     await check_all(world.dsn, world.root)
 

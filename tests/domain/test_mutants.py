@@ -5,6 +5,7 @@ The numbers are those of `tests/mutants.py`; other mutants are beside the tests 
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 
 from service.db import blobs, outcomes, users
 from service.db.pool import Connection
-from service.domain.content import Content, Stored, Target
+from service.domain.content import Content, Stored
 from service.domain.housekeeping import Housekeeping
+from service.domain.places import Target
 from service.errors import QuotaExceeded, ServiceError
 from service.model import BlobKey, Caller, Conditions, File, FileId, Staged, UserId, VersionId, new_uuid
 from tests.domain.failpoints import Failpoints, raise_os_error
 from tests.domain.scenarios import (
     TOGETHER, connection_lost_around_the_commit, database_lost_around_the_commit, fault_at_every_step_of_an_upload,
-    reference_added_while_sweeping, uploads_at_the_edge_of_the_quota,
+    groups_at_the_edge_of_the_quota, reference_added_while_sweeping, uploads_at_the_edge_of_the_quota,
 )
 from tests.world import World
 
@@ -28,6 +30,10 @@ from tests.world import World
 
 async def test_service_stores_exactly_what_fits_the_quota(world: World, failpoints: Failpoints) -> None:
     await uploads_at_the_edge_of_the_quota(world, failpoints)
+
+
+async def test_service_stores_exactly_what_fits_the_quota_in_groups(world: World, failpoints: Failpoints) -> None:
+    await groups_at_the_edge_of_the_quota(world, failpoints)
 
 
 async def test_service_refuses_a_reference_to_what_it_is_removing(world: World, failpoints: Failpoints) -> None:
@@ -157,6 +163,25 @@ async def test_m7_quota_that_is_read_first_is_caught(
     monkeypatch.setattr(users, "update_usage", read_then_write)
     with pytest.raises(AssertionError, match=r"\d+ uploads were taken where 10 fit"):
         await uploads_at_the_edge_of_the_quota(world, failpoints)
+
+
+@pytest.mark.mutant("M7", "the quota of a group read, compared, then written")
+async def test_m7_quota_of_a_group_that_is_read_first_is_caught(
+        world: World, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = asyncio.Barrier(2)
+
+    async def read_then_write(conn: Connection, charges: Mapping[UserId, tuple[int, int]]) -> None:
+        for user_id, (size_bytes, count) in charges.items():
+            usage = await users.get_usage(conn, user_id)
+            await together.wait()  # the same moment
+            if usage.available_bytes is not None and size_bytes > usage.available_bytes:
+                raise QuotaExceeded()
+            await conn.execute("UPDATE users SET files_bytes = files_bytes + $2, file_count = file_count + $3 "
+                               "WHERE id = $1", user_id, size_bytes, count)
+
+    monkeypatch.setattr(users, "update_usages", read_then_write)
+    with pytest.raises(AssertionError, match="2 uploads were taken where 1 fit"):
+        await groups_at_the_edge_of_the_quota(world, failpoints)
 
 
 # --- M11: the answer before the commit ---

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from service.db.files import lock_tree_shared
 from service.db.pool import Connection
-from service.domain.content import Target
 from service.domain.folders import Folders
 from service.domain.listing import Listing, Selection
 from service.domain.moves import Change, Moves
+from service.domain.places import Target
 from service.errors import Conflict, NameTaken, NotFound, QuotaExceeded, ServiceError
 from service.model import Caller, File, Folder, Page, Sort
 from service.names import split_path

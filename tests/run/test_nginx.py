@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.run.fake_worker import BLOB, SEEN
 
 LIMIT = 64 * 2**30
 TEN_GIB = 10 * 2**30
+LARGE = bytes(range(256)) * 300  # more than what comes with its request
 
 
 @dataclass(slots=True)
@@ -157,17 +159,17 @@ UPLOAD = "PUT /file?path=/a%20b HTTP/1.1\nHost: x\nAuthorization: Bearer t"
 
 
 async def test_body_is_spooled_and_its_name_handed_over(front: Front) -> None:
-    answer = await front.raw(UPLOAD + "\nContent-Length: 5", b"hello")
+    answer = await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)
     assert answer.status == 201
     name = str(answer.json["file"])
     assert Path(name).is_relative_to(front.prefix / "body")
     assert [len(part) for part in Path(name).relative_to(front.prefix / "body").parts] == [1, 2, 10]
-    assert answer.json == {"file": name, "size": 5, "received": 0, "content": b"hello".hex(), "mode": 0o600}
+    assert answer.json == {"file": name, "size": len(LARGE), "received": 0, "content": LARGE[:16].hex(), "mode": 0o600}
     question, request = front.seen
     assert question[""] == "GET /_preflight"
     assert question["x-original-method"] == "PUT"
     assert question["x-original-uri"] == "/file?path=/a%20b"
-    assert question["x-body-length"] == request["x-body-length"] == "5"
+    assert question["x-body-length"] == request["x-body-length"] == str(len(LARGE))
     assert request[""] == "PUT /file?path=/a%20b"
     assert question["x-request-id"] == request["x-request-id"] == answer.headers["x-request-id"]
     wait_for(lambda: not front.spooled(), "the spooled body is removed")
@@ -181,16 +183,45 @@ async def test_body_in_pieces_is_spooled(front: Front) -> None:
         assert "x-body-length" not in seen
 
 
-async def test_empty_body_is_an_empty_file(front: Front) -> None:
-    answer = await front.raw(UPLOAD + "\nContent-Length: 0")
-    assert (answer.status, answer.json["size"]) == (201, 0)
-    assert front.seen[1]["x-body-length"] == "0"
+@pytest.mark.parametrize("size", [0, 1, 5, 4096, 9999, 10000, 65535, 65536])
+async def test_small_body_comes_with_its_request(front: Front, size: int) -> None:
+    """One request to the worker, and nothing on the disk."""
+    answer = await front.raw(f"{UPLOAD}\nContent-Length: {size}\nX-File: /etc/passwd\nX-Request-Begin: 1",
+                             LARGE[:size])
+    assert (answer.status, answer.json["file"], answer.json["received"]) == (201, None, size)
+    [request] = front.seen
+    assert request[""] == "PUT /file?path=/a%20b"
+    assert request["x-body-length"] == request["content-length"] == str(size)
+    assert "x-file" not in request
+    assert request["x-request-id"] == answer.headers["x-request-id"]
+    assert abs(float(request["x-request-begin"]) - time.time()) < 600
+    assert not (front.prefix / "body").exists() or front.spooled() == []
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 65537", "Content-Length: 5\nExpect: 100-continue",
+                                  "Transfer-Encoding: chunked"])
+async def test_any_other_body_is_asked_for(front: Front, head: str) -> None:
+    body = b"5\r\nhello\r\n0\r\n\r\n" if "chunked" in head else LARGE[:65537 if "65537" in head else 5]
+    answer = await front.raw(f"{UPLOAD}\n{head}", body)
+    assert answer.status == 201 and answer.json["file"]
+    assert [request[""] for request in front.seen] == ["GET /_preflight", "PUT /file?path=/a%20b"]
+    assert answer.interim == ([100] if "Expect" in head else [])
+
+
+async def test_small_body_of_a_client_that_dawdles_keeps_no_worker(front: Front) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(UPLOAD.replace("\n", "\r\n").encode() + b"\r\nContent-Length: 60000\r\n\r\n" + bytes(50_000))
+    await writer.drain()
+    assert (await front.raw("GET /x HTTP/1.1\nHost: x")).status == 200
+    assert [request[""] for request in front.seen] == ["GET /x"]
+    assert front.spooled() == []
+    writer.close()
 
 
 async def test_no_body_is_no_file(front: Front) -> None:
     answer = await front.raw(UPLOAD)
-    assert (answer.status, answer.json["file"]) == (201, None)
-    assert not {"x-file", "x-body-length"} & front.seen[1].keys()
+    assert (answer.status, answer.json["file"], answer.json["received"]) == (201, None, 0)
+    assert not {"x-file", "x-body-length"} & front.seen[0].keys()
 
 
 @pytest.mark.parametrize("encoding", [f"Content-Length: {TEN_GIB}", "Transfer-Encoding: chunked"])
@@ -219,7 +250,7 @@ async def test_refused_client_that_goes_on_sending_sees_the_answer(front: Front)
 
 @pytest.mark.parametrize("status", sorted({*nginx.REFUSALS} - {500}))  # 500 is no refusal of the stand-in's
 async def test_refusal_keeps_its_status(front: Front, status: int) -> None:
-    answer = await front.raw(f"POST /file HTTP/1.1\nHost: x\nContent-Length: 5\nWant: {status}", b"hello")
+    answer = await front.raw(f"POST /file HTTP/1.1\nHost: x\nContent-Length: {len(LARGE)}\nWant: {status}", LARGE)
     assert answer.status == status
     assert answer.json["detail"] == "нет"
     assert answer.headers.get("retry-after") == ("7" if status == 429 else None)
@@ -227,20 +258,21 @@ async def test_refusal_keeps_its_status(front: Front, status: int) -> None:
 
 
 async def test_refusal_with_an_unknown_status_is_403(front: Front) -> None:
-    check_problem(await front.raw("PUT /file HTTP/1.1\nHost: x\nContent-Length: 5\nWant: 418", b"hello"),
+    check_problem(await front.raw(f"PUT /file HTTP/1.1\nHost: x\nContent-Length: {len(LARGE)}\nWant: 418", LARGE),
                   403, "forbidden")
 
 
 @pytest.mark.parametrize("want", ["0", "500"])
 async def test_question_without_an_answer_is_503(front: Front, want: str) -> None:
-    answer = await front.raw(f"{UPLOAD}\nContent-Length: 5\nWant: {want}", b"hello")
+    answer = await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}\nWant: {want}", LARGE)
     check_problem(answer, 503, "unavailable")
     assert answer.headers["retry-after"]
 
 
 async def test_upload_without_any_worker_is_503(front: Front) -> None:
     await front.runner.cleanup()
-    check_problem(await front.raw(f"{UPLOAD}\nContent-Length: 5", b"hello"), 503, "unavailable")
+    for body in (b"hello", LARGE):
+        check_problem(await front.raw(f"{UPLOAD}\nContent-Length: {len(body)}", body), 503, "unavailable")
     answer = await front.raw("GET /file/list HTTP/1.1\nHost: x")
     check_problem(answer, 503, "unavailable")
     assert answer.headers["retry-after"] == "2"
@@ -267,14 +299,14 @@ async def test_client_that_leaves_in_the_middle_leaves_nothing(front: Front) -> 
 
 
 async def test_next_start_spools_elsewhere(nginx_program: Program, front: Front) -> None:
-    first = str((await front.raw(UPLOAD + "\nContent-Length: 1", b"x")).json["file"])
+    first = str((await front.raw(UPLOAD + "\nTransfer-Encoding: chunked", b"1\r\nx\r\n0\r\n\r\n")).json["file"])
     front.process.send_signal(signal.SIGTERM)
     front.process.wait()
     nginx.stop_leftovers(front.root / "spool")
     assert list((front.root / "spool").iterdir()) == []
     front.prefix, front.process = start_nginx(nginx_program, front.root, front.port, front.sockets)
     await wait_for_async(lambda: is_up(front), "nginx answers")
-    second = str((await front.raw(UPLOAD + "\nContent-Length: 1", b"x")).json["file"])
+    second = str((await front.raw(UPLOAD + "\nTransfer-Encoding: chunked", b"1\r\nx\r\n0\r\n\r\n")).json["file"])
     assert Path(first).name == Path(second).name  # nginx counts from 1 again
     assert first != second
 

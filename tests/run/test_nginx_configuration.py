@@ -81,7 +81,15 @@ def test_neither_regular_expressions_nor_rewriting() -> None:
     text = re.sub(r"#.*", "", render())
     assert not re.search(r"location\s+[~^]|location\s+\^~", text)
     assert not re.search(r"\b(rewrite|if|slice|dav_methods|set|root|try_files)\s", text)
-    assert "~" not in text
+    [expression] = re.findall(r'"~(.*)" @upload_small;', text)  # without captures, and of the length alone
+    assert text.count("~") == 1 and not re.search(r"\((?!\?:)", expression)
+    small = re.compile(expression)
+    for length in ("", "0", "9", "4096", "9999", "59999", "60000", "65535", "65536"):
+        assert small.search(f"{length} "), length
+    for length in ("65537", "65540", "65600", "66000", "70000", "100000", "1e3", "-1", "+1", "4096x", "0x10", " 1"):
+        assert not small.search(f"{length} "), length
+    for other in ("chunked", "100-continue", "chunked100-continue"):
+        assert not small.search(f" {other}") and not small.search(f"5 {other}")
 
 
 def test_alias_and_its_location_end_in_a_slash() -> None:
@@ -95,7 +103,8 @@ def test_alias_and_its_location_end_in_a_slash() -> None:
 def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
     common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
     proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
-    assert set(proxied) == {"/", "/auth/", "= /file", "= /_preflight", "= /_decide", "@download_asked", "@link_visit", "@link_upload"}
+    assert set(proxied) == {"/", "/auth/", "@upload_small", "@upload_large", "= /_preflight", "= /_decide",
+                            "@download_asked", "@link_visit", "@link_upload"}
     for body in proxied.values():
         names = re.findall(r"proxy_set_header (\S+)", body)
         assert len(set(names)) == len(names)
@@ -103,7 +112,7 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
 
 
 def test_only_uploads_carry_the_name_of_a_file() -> None:
-    assert [name for name, body in locations().items() if "X-File $" in body] == ["= /file", "@link_upload"]
+    assert [name for name, body in locations().items() if "X-File $" in body] == ["@upload_large", "@link_upload"]
 
 
 def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:

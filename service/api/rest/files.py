@@ -47,14 +47,15 @@ async def admit_upload(request: web.Request, who: Caller, method: str, address: 
         announced = None if announced is None else max(0, announced - FORM_FRAME_BYTES)
     place: Place | None = parse_place(text) if text else None
     # the place of a form's file is known only with the form
-    await request.app[DOMAIN].content.admit(who, announced, place if method == "PUT" else None)
+    await request.app[DOMAIN].content.admit(who, announced, place if method == "PUT" else None, key=key_of(request))
 
 
 async def _admit(request: web.Request) -> None:
-    # behind nginx this was asked before nginx took the body
-    if not request.app[BEHIND_NGINX]:
+    # behind nginx this was asked before nginx took a large body
+    if not request.app[BEHIND_NGINX] or body.is_small(request):
         await admit_upload(request, caller(request), request.method, request.raw_path)
-        await body.invite(request)
+        if not request.app[BEHIND_NGINX]:
+            await body.invite(request)
 
 
 def parse_target(path: str | None, own_name: str | None) -> Target:
@@ -81,7 +82,8 @@ async def _used_up(request: web.Request, staged: Staged) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await content.run(content.release, staged.key)
+        if staged.data is None:
+            await content.run(content.release, staged.key)
 
 
 async def _store(request: web.Request, target: Target, staged: Staged,

@@ -11,8 +11,8 @@ from service.api.rest import schema
 from service.api.rest.answers import answer
 from service.api.rest.openapi import operation
 from service.api.rest.params import conditions_of, parse_place
-from service.domain.content import Place, Target
 from service.domain.moves import Change
+from service.domain.places import Place, Target
 from service.errors import InvalidPath
 from service.model import Conditions, File, Folder
 

@@ -8,7 +8,9 @@ from aiohttp import web
 
 from service.api.delivery import entity_tags
 from service.api.keys import TRACE
-from service.domain.content import Place
+from service.api.rest import schema
+from service.domain import requests
+from service.domain.places import Place
 from service.errors import BadRequest, InvalidField
 from service.model import Conditions, FileId
 from service.names import decode_percent, split_path
@@ -57,6 +59,29 @@ def place_in(request: web.Request, query: Mapping[str, str]) -> Place:
         raise InvalidField("This parameter is needed.", field="path")
     request[TRACE].fields["path"] = text
     return parse_place(text)
+
+
+def key_of(request: web.Request) -> str | None:
+    """The client's key for this request, None without one (draft-ietf-httpapi-idempotency-key-header, section 2.1).
+
+    With quotes and without them it is the same key.  Raises BadRequest.
+    """
+    values = request.headers.getall("Idempotency-Key", [])
+    if not values:
+        return None
+    if len(values) > 1 or not re.fullmatch(schema.KEY_PATTERN, values[0]):
+        raise BadRequest("Idempotency-Key has to be one string of 1 to 255 visible ASCII characters.")
+    text = values[0]
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
+
+
+def begin(request: web.Request) -> None:
+    """Note the key of the request, and what its head asks for; see `domain/requests.py`.  Raises BadRequest."""
+    if (key := key_of(request)) is None:
+        return
+    requests.begin(key)
+    requests.describe(request.method, request.path, sorted(query_of(request).items()),
+                      [request.headers.getall(name, []) for name in ("If-Match", "If-None-Match")])
 
 
 def conditions_of(request: web.Request) -> Conditions:
