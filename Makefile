@@ -17,7 +17,7 @@ $(foreach setting,$(SHORT_SETTINGS),$(eval $(call pass_on,$(setting))))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-faults soak bench mutants migrate lint lock clean docker-up docker-down
+.PHONY: help run test test-faults soak bench mutants fuzz migrate lint lock clean docker-up docker-down
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ run: $(VENV)/installed ## start everything on http://127.0.0.1:9000 (PORT=, DATA
 
 test: $(VENV)/installed-dev ## run all tests, or those of T=path
 	@exec $(PY) -m pytest $(T)
+
+fuzz: $(VENV)/installed-dev ## for longer: requests that nobody wrote, and random lives of accounts (N=300 of each kind)
+	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest tests/suites tests/model
 
 mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
 	@exec $(PY) -m pytest -q -p tests.mutants -m mutant tests tests/faults/test_powercut_mutants.py

@@ -48,7 +48,7 @@ class VisitQuery(schema.Shape):
         "description": "`1`: the bytes, even for a browser", "example": "1"})
     after = fields.String(metadata={
         "description": "Where the next part of a folder's list begins: `next` of the part before",
-        "example": "f/a.txt"})
+        "example": "f/a.txt", "pattern": schema.NAME_PATTERN.replace("^", "^[df]/", 1)})
 
 
 class VisitHeaders(schema.DownloadHeaders):

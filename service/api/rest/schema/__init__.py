@@ -9,7 +9,7 @@ from service.api.rest.schema.answers import (
     Folder, FolderInfo, Health, Listing, Liveness, Problem, Readiness, Session, SessionList, Tokens, TrashPage,
     TrashedItem, Usage, User, VersionList,
 )
-from service.api.rest.schema.base import KEY_PATTERN, PATH_PATTERN, Shape, Whole
+from service.api.rest.schema.base import KEY_PATTERN, NAME_PATTERN, PATH_PATTERN, Shape, Whole
 from service.api.rest.schema.rendering import (
     audit_json, file_json, folder_json, health_json, load, rfc3339, session_json, tokens_json, trashed_json,
     usage_json, user_json, version_json,
@@ -23,8 +23,8 @@ from service.api.rest.schema.requests import (
 )
 
 __all__ = [
-    "KEY_PATTERN", "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "PATH_PATTERN", "AccountDeletion",
-    "KeyHeaders",
+    "KEY_PATTERN", "MAX_PASSWORD_BYTES", "MAX_USERNAME_BYTES", "MIN_PASSWORD_BYTES", "NAME_PATTERN", "PATH_PATTERN",
+    "AccountDeletion", "KeyHeaders",
     "ArchiveHeaders", "AuditEntry", "AuditPage", "AuditQuery", "BatchOperation", "BatchOutcome", "BatchRequest",
     "BatchResult", "Credentials", "DeleteHeaders", "DeleteQuery", "DownloadHeaders", "DownloadQuery", "File",
     "FileList", "FileOrFolder", "FileOrFolderInfo", "FileVersion", "Folder", "FolderInfo", "FolderRequest", "Health",

@@ -1,0 +1,74 @@
+"""Requests of one account, one after the other on one connection, for code that is not asynchronous."""
+
+import http.client
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import orjson
+import psycopg
+
+from tests.client import PASSWORD
+from tests.model.reference import Path
+from tests.stack import Stack
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return orjson.loads(self.body)
+
+
+def text_of(path: Path) -> str:
+    """A path as the service takes it."""
+    return "/" + "/".join(path)
+
+
+class Client:
+    """An account with a quota, in bytes."""
+
+    def __init__(self, stack: Stack, quota: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=60)
+        self._token = ""
+        username = f"model-{uuid.uuid4().hex}"
+        credentials = {"username": username, "password": PASSWORD}
+        assert self.send("POST", "/auth/register", credentials).status == 201
+        with psycopg.connect(stack.dsn) as database:
+            database.execute("UPDATE users SET quota_bytes = %s WHERE username = %s", (quota, username))
+        self._token = str(self.send("POST", "/auth/jwt/login", credentials).json["access_token"])
+
+    def send(self, method: str, address: str, data: object = None, *, headers: Mapping[str, str] | None = None,
+             query: Mapping[str, object] | None = None) -> Answer:
+        """One request; `data` is bytes, or what is sent as JSON; a parameter that is None is left out."""
+        sent = dict(headers or {})
+        if self._token:
+            sent["Authorization"] = f"Bearer {self._token}"
+        body = data if isinstance(data, bytes) else None
+        if data is not None and body is None:
+            body, sent["Content-Type"] = orjson.dumps(data), "application/json"
+        if given := {name: value for name, value in (query or {}).items() if value is not None}:
+            address += "?" + urlencode(given, quote_via=quote)
+        self._connection.request(method, address, body=body, headers=sent)
+        with self._connection.getresponse() as response:
+            answer = Answer(response.status, {name.lower(): value for name, value in response.getheaders()},
+                            response.read())
+        assert answer.status < 500 or answer.status == 507, (method, address, answer)
+        return answer
+
+    def follow(self, url: str) -> Answer:
+        """Use a public address."""
+        return self.send("GET", urlsplit(url).path)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
