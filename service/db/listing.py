@@ -92,8 +92,16 @@ LEFT JOIN versions ON versions.id = head_id
 LEFT JOIN blobs ON blobs.id = blob_id
 ORDER BY sort_key {direction}, files.id {direction}
 """, "copy": """
--- a whole list
-SELECT {json} FROM ({source}) AS files {joins} ORDER BY files.{key} {direction}, files.id {direction}
+-- a whole list: sorted while its rows are short, then written; OFFSET 0 keeps to_char from being called for each use
+SELECT {json} FROM (
+    SELECT *, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created,
+           to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated
+    FROM (
+        SELECT files.id, name, path, files.created_at, updated_at {columns} FROM ({source}) AS files {joins}
+        ORDER BY files.{key} {direction}, files.id {direction}
+    ) AS sorted
+    OFFSET 0
+) AS written
 """}
 
 
@@ -236,17 +244,19 @@ async def _list_by_path(conn: Connection, scope: Scope, position: Position | Non
 
 # --- whole lists as JSON ---------------------------------------------------------------------------------------------
 
-_JSON: dict[Kind, str] = {"file": """json_build_object(
-    'type', 'file', 'id', files.id, 'name', name, 'path', path, 'size', head_bytes, 'sha256', encode(sha256, 'hex'),
-    'content_type', content_type, 'version', number, 'etag', '"' || replace(versions.id::text, '-', '') || '"',
-    'created_ad', to_char(files.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'created_at', to_char(files.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'updated_at', to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text
-""", "folder": """json_build_object(
-    'type', 'folder', 'id', files.id, 'name', name, 'path', path,
-    'created_at', to_char(files.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'updated_at', to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text
+# Put together as text: json_build_object takes half as long again, and adds spaces.  Only names, paths and media types
+# can hold what JSON has to escape.
+_JSON: dict[Kind, str] = {"file": """
+    '{"type":"file","id":"' || id || '","name":' || to_json(name) || ',"path":' || to_json(path)
+    || ',"size":' || head_bytes || ',"sha256":"' || encode(sha256, 'hex') || '","content_type":' || to_json(content_type)
+    || ',"version":' || number || ',"etag":"\\"' || replace(version_id::text, '-', '') || '\\""'
+    || ',"created_ad":"' || created || '","created_at":"' || created || '","updated_at":"' || updated || '"}'
+""", "folder": """
+    '{"type":"folder","id":"' || id || '","name":' || to_json(name) || ',"path":' || to_json(path)
+    || ',"created_at":"' || created || '","updated_at":"' || updated || '"}'
 """}
+_COLUMNS: dict[Kind, str] = {
+    "file": ", head_bytes, sha256, content_type, number, versions.id AS version_id", "folder": ""}
 _JOINS: dict[Kind, str] = {
     "file": "JOIN versions ON versions.id = head_id JOIN blobs ON blobs.id = blob_id", "folder": ""}
 
@@ -260,7 +270,8 @@ async def copy_list(conn: Connection, kind: Kind, scope: Scope, order: Order, wr
     key, _ = _key_of(kind, order, scope)
     direction = "DESC" if order.is_descending else "ASC"
     source = _source(kind, scope.is_recursive, 3 if scope.pattern is not None else 0)
-    sql = _SHAPES["copy"].format(json=_JSON[kind], source=source, joins=_JOINS[kind], key=key, direction=direction)
+    sql = _SHAPES["copy"].format(json=_JSON[kind], columns=_COLUMNS[kind], source=source, joins=_JOINS[kind], key=key,
+                                 direction=direction)
     pattern = (scope.pattern,) if scope.pattern is not None else ()
     await conn.copy_from_query(sql, scope.folder_id, scope.prefix, *pattern, output=write, format="csv",
                                delimiter="\x01", quote="\x02", timeout=600)
