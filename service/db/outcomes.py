@@ -16,7 +16,7 @@ else:
 Outcome = Literal["committed", "aborted", "unknown"]
 
 LOOK_SECONDS = 3.0  # for all looks together
-_LOOKS_AFTER_SECONDS = (0.0, 0.2, 1.0)
+LOOKS_AFTER_SECONDS = (0.0, 0.2, 1.0)
 
 
 class Session(_Connection):
@@ -96,7 +96,7 @@ async def find_outcome(connect: Callable[[], Any], commit: Commit) -> Outcome:
     """Ask on fresh connections, at most three times and not for longer than `LOOK_SECONDS`."""
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            for pause_seconds in _LOOKS_AFTER_SECONDS:
+            for pause_seconds in LOOKS_AFTER_SECONDS:
                 await asyncio.sleep(pause_seconds)
                 if (found := await _look(connect, commit)) is not None:
                     return found

@@ -68,8 +68,8 @@ def is_replay() -> bool:
 async def once(database: Database, user_id: UserId, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Do the work in one transaction; for a key with which that was done before, only its result.
 
-    The work of a request with a key returns what `dump` takes.  Raises IdempotencyKeyReused if something else was asked for with
-    the key, RequestInProgress if the first request takes too long, and what `Database.in_transaction` does.
+    The work of a request with a key returns what `dump` takes.  Raises IdempotencyKeyReused if something else was asked
+    for with the key, RequestInProgress if the first request takes too long, and what `Database.in_transaction` does.
     """
     request = _REQUEST.get()
     if request is None:
