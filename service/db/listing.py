@@ -249,7 +249,8 @@ async def _list_by_path(conn: Connection, scope: Scope, position: Position | Non
 _JSON: dict[Kind, str] = {"file": """
     '{"type":"file","id":"' || id || '","name":' || to_json(name) || ',"path":' || to_json(path)
     || ',"size":' || head_bytes || ',"sha256":"' || encode(sha256, 'hex')
-    || '","content_type":' || to_json(content_type) || ',"version":' || number || ',"etag":"\\"' || replace(version_id::text, '-', '') || '\\""'
+    || '","content_type":' || to_json(content_type) || ',"version":' || number
+    || ',"etag":"\\"' || replace(version_id::text, '-', '') || '\\""'
     || ',"created_ad":"' || created || '","created_at":"' || created || '","updated_at":"' || updated || '"}'
 """, "folder": """
     '{"type":"folder","id":"' || id || '","name":' || to_json(name) || ',"path":' || to_json(path)
