@@ -38,6 +38,7 @@ from service.domain.housekeeping import Ages, Housekeeping
 from service.domain.listing import Listing
 from service.domain.moves import Moves
 from service.domain.sessions import Sessions
+from service.domain.throttle import Throttles
 from service.domain.trash import Trash
 from service.domain.upkeep import Pacing, Upkeep
 from service.domain.versions import Versions
@@ -103,6 +104,7 @@ def _domain(config: Config, generations: Generations) -> Callable[[web.Applicati
             links=links.Links(database, door, cache, passwords, LinkProofs(signing_secret),
                               links.Limits(password_attempts_per_minute=config.login_attempts_per_minute)),
             sessions=Sessions(database, cache), trash=Trash(database),
+            throttles=Throttles(cache, config.costly_requests_per_minute),
             versions=Versions(database, keep=config.versions_keep))
         background = [asyncio.create_task(work) for work in (_sample(database), door.writability.watch())]
         keeping = asyncio.create_task(_keep_up(config, database, store))

@@ -17,6 +17,7 @@ from service.domain.links import Links
 from service.domain.listing import Listing
 from service.domain.moves import Moves
 from service.domain.sessions import Sessions
+from service.domain.throttle import Throttles
 from service.domain.trash import Trash
 from service.domain.versions import Versions
 from service.model import Caller
@@ -42,6 +43,7 @@ class Domain:
     listing: Listing
     moves: Moves
     sessions: Sessions
+    throttles: Throttles
     trash: Trash
     versions: Versions
 

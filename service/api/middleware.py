@@ -12,7 +12,7 @@ from service.api.auth import address, authenticate
 from service.api.errors import from_aiohttp, render
 from service.api.keys import BEHIND_NGINX, CALLER, CLAIM, DOMAIN, TRACE, Action, Trace
 from service.api.protocol import SERVER
-from service.api.rest.openapi import KEYED
+from service.api.rest.openapi import COSTLY, KEYED
 from service.api.rest.params import begin
 from service.api.routes import PUBLIC_HANDLERS
 from service.domain import audit, requests
@@ -126,7 +126,10 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     if request.match_info.http_exception is None and request.match_info.handler not in PUBLIC_HANDLERS:
         request[CALLER] = await authenticate(request)
         audit.identified(request[CALLER])
-        if getattr(request.match_info.handler, "__name__", "") in KEYED:
+        name = getattr(request.match_info.handler, "__name__", "")
+        if name in COSTLY:
+            await request.app[DOMAIN].throttles.spend(request[CALLER])
+        if name in KEYED:
             begin(request)
     response = await handler(request)
     if requests.is_replay():

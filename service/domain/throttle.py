@@ -7,6 +7,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from service.cache.base import Cache
 from service.errors import TooManyRequests
+from service.model import Caller
 
 
 async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
@@ -14,6 +15,26 @@ async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
     waits = await asyncio.gather(*(cache.take(key, per_minute=limit, burst=limit) for key, limit in buckets))
     if (wait := max(waits)) > 0:
         raise TooManyRequests(retry_after_seconds=int(wait) + 1)
+
+
+class Throttles:
+    """How many requests that cost much more than they bring somebody may make a minute; 0: any number."""
+
+    def __init__(self, cache: Cache, costly_per_minute: int) -> None:
+        self._cache = cache
+        self._costly_per_minute = costly_per_minute
+
+    async def spend(self, caller: Caller) -> None:
+        """Count one of an account; raise TooManyRequests."""
+        await self._take(f"costly:{caller.user_id}")
+
+    async def spend_visit(self, address: str) -> None:
+        """Count one of somebody without an account; raise TooManyRequests."""
+        await self._take(f"costly:{network(address)}")
+
+    async def _take(self, key: str) -> None:
+        if self._costly_per_minute:
+            await throttle(self._cache, [(key, self._costly_per_minute)])
 
 
 @functools.lru_cache(maxsize=4096)

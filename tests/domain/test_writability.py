@@ -11,7 +11,8 @@ import pytest
 
 from service.db.instance import get_epoch
 from service.domain import writability
-from service.domain.content import Content, Target
+from service.domain.content import Content
+from service.domain.places import Target
 from service.errors import DiskFailed, ReadOnly, ServiceError
 from service.model import Caller
 from service.storage.base import Room

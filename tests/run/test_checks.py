@@ -86,10 +86,15 @@ def test_missing_secrets_are_made_for_their_owner_alone(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def _make_folder_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 SPOILS: dict[str, Callable[[Path], object]] = {
     "short": lambda path: path.write_text("x" * 31), "empty": lambda path: path.write_text(""),
     "open": lambda path: path.chmod(0o640), "not text": lambda path: path.write_bytes(b"\xff" * 64),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": _make_folder_of,
 }
 
 

@@ -11,6 +11,7 @@ from service.api.rest.params import place_of
 
 
 @operation("Download a folder as zip", tag="file", head=True, query=schema.PathQuery, headers=schema.ArchiveHeaders,
+           costly=True,
            description="Everything in the folder, uncompressed. The length is known before the first byte, and a "
                        "download can be resumed as long as nothing in the folder changes.",
            returns={200: Answer(description="The archive", media=(ANY,), headers={

@@ -21,6 +21,7 @@ MAX_BODY_BYTES = 2**20  # nginx takes no more
 
 
 @operation("Change many files at once", tag="file", body=schema.BatchRequest, headers=schema.KeyHeaders,
+           costly=True,
            description="Deletes, moves and copies, each as by its own address, in their order and in one transaction: "
                        "the first that fails takes back all others, and the problem names it as `operation`, counted "
                        "from 0. A batch has at most 1000 operations and 1 MiB.",

@@ -106,7 +106,7 @@ class LinkMatch(schema.Shape):
 
 # --- for the maker ---
 
-@operation("Make a link", tag="link", body=NewLink, headers=schema.KeyHeaders,
+@operation("Make a link", tag="link", body=NewLink, headers=schema.KeyHeaders, costly=True,
            description="Who knows the address needs no account. It follows the file or folder when that is moved, and "
                        "does nothing while it is in the trash. The end of the session does not end its links.",
            returns={201: (MadeLink, "The link, with its address")},

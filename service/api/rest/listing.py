@@ -14,7 +14,7 @@ from service.errors import InvalidField, ServiceError
 from service.model import Kind, Page
 
 
-@operation("List files and folders", tag="file", query=schema.ListQuery,
+@operation("List files and folders", tag="file", query=schema.ListQuery, costly=True,
            description="Without parameters: all files of the caller, in the order of their paths. With `folder` or "
                        "`recursive` folders are listed too, apart from the files. All parameters can be combined.\n\n"
                        "With `limit` the answer is one page: at most so many folders and files together, the folders "

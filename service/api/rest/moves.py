@@ -62,7 +62,7 @@ async def move_file(request: web.Request) -> web.StreamResponse:
     return _answer(await request.app[DOMAIN].moves.move(caller(request), await _change_of(request)))
 
 
-@operation("Copy", tag="file", body=schema.MoveRequest, headers=schema.MoveHeaders,
+@operation("Copy", tag="file", body=schema.MoveRequest, headers=schema.MoveHeaders, costly=True,
            description=f"A file in its current version, or a folder with all that is in it; moves no bytes. {_WHERE}",
            returns={201: (schema.FileOrFolder, "The copy")}, errors=_ERRORS | {507: ""})
 async def copy_file(request: web.Request) -> web.StreamResponse:

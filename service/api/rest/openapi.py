@@ -84,6 +84,8 @@ _KEY_PROBLEMS = {
 }
 # the names of the operations that take an Idempotency-Key; the middleware looks for one there and nowhere else
 KEYED: set[str] = set()
+# and of those that the middleware counts for each account
+COSTLY: set[str] = set()
 _PROBLEM_HEADERS = {
     401: {"WWW-Authenticate": "What kind of credentials is needed (RFC 6750, section 3)"},
     416: {"Content-Range": "Length of the file: `bytes */<length>`"},
@@ -122,7 +124,7 @@ def operation(
     errors: Iterable[int] | Mapping[int, str] = (), description: str = "", public: bool = False, head: bool = False,
     match: type[Schema] | None = None, query: type[Schema] | None = None, headers: type[Schema] | None = None,
     form: type[Schema] | None = None, body: type[Schema] | None = None, raw: str | None = None,
-    consumes: tuple[str, ...] = (),
+    consumes: tuple[str, ...] = (), costly: bool = False,
 ) -> Callable[[H], H]:
     """Document a handler; its name is the operation's id.
 
@@ -130,13 +132,13 @@ def operation(
     status -> text that names the codes in backticks ("" for the usual one); implied are 500 and 503, 401 unless
     `public`, 400 and 422 with input, 413 and 415 with a body.  `head`: a GET whose HEAD is worth a line of its own.
     `raw`: what the body is, if it is plain bytes.  `consumes`: media types, if not the usual one.  With `KeyHeaders`
-    the operation takes a key, see `KEYED`.
+    the operation takes a key, see `KEYED`.  `costly`: it costs much more than it takes to ask for it, see `COSTLY`.
     """
     given = dict(errors) if isinstance(errors, Mapping) else dict.fromkeys(errors, "")
     texts = _particular_texts(query, form, returns) | {status: text for status, text in given.items() if text}
     is_keyed = headers is not None and issubclass(headers, schema.KeyHeaders)
     implied = {500: True, 503: True, 401: not public, 400: query or headers or form or body or raw, 409: is_keyed,
-               422: query or form or body or is_keyed, 413: form or body or raw, 415: form or body or raw}
+               429: costly, 422: query or form or body or is_keyed, 413: form or body or raw, 415: form or body or raw}
     failures = problems(*given, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
     if is_keyed:
         _add_key_problems(failures)
@@ -154,6 +156,8 @@ def operation(
     def decorate(handler: H) -> H:
         if is_keyed:
             KEYED.add(handler.__name__)
+        if costly:
+            COSTLY.add(handler.__name__)
         for register, wanted in ((match_info_schema, match), (querystring_schema, query), (headers_schema, headers),
                                  (form_schema, form)):
             if wanted:

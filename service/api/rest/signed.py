@@ -66,7 +66,7 @@ class SignedQuery(schema.Shape):
     s = fields.String(required=True, metadata={"description": "Signature", "example": "hMRBNlqTKuRhlNDXbxBBAA"})
 
 
-@operation("Sign an address", tag="link", body=SignRequest,
+@operation("Sign an address", tag="link", body=SignRequest, costly=True,
            description="An address of exactly this version of the file, which the web server checks by itself: the "
                        "fastest way to hand out bytes. It cannot be revoked; it ends with its time, or about an hour "
                        "after this version was deleted for good.",

@@ -197,6 +197,7 @@ async def visit_link(request: web.Request) -> web.StreamResponse:
     if opened.link.kind == "upload":
         raise errors.MethodNotAllowed("This link takes uploads: send a form with a file, by POST.")
     if isinstance(opened.found, Folder):
+        await request.app[DOMAIN].throttles.spend_visit(address(request))
         if query.get("download") == "1":
             return await _send_folder(request, opened, opened.found)
         return _listing(opened, await _children(request, opened, query))

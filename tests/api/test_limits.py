@@ -1,0 +1,55 @@
+"""Limits from outside: costly requests are counted for each account, and say when to come back."""
+
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+
+from tests.client import Api, Reply, new_account
+from tests.stack import Stack
+
+LIMIT = 6
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service where little is allowed; one worker, so that there is one count without Redis."""
+    stack = Stack(tmp_path_factory.mktemp("counted") / "data", {
+        "WORKERS": "1", "COSTLY_REQUESTS_PER_MINUTE": str(LIMIT)}).start()
+    yield stack
+    stack.stop()
+
+
+async def ask_costly(api: Api) -> list[Reply]:
+    """One request of each costly kind; the file /f and the folder /d are there."""
+    copy = {"from": "/f", "to": "/d/g", "overwrite": True}
+    return [
+        await api.call("GET", "/file/list"), await api.call("GET", "/file/list?q=x&recursive=true"),
+        await api.call("GET", "/file/archive?path=/d"), await api.call("POST", "/file/copy", json=copy),
+        await api.call("POST", "/file/sign", json={"path": "/f", "expires_in": 60}),
+        await api.call("POST", "/file/link", json={"path": "/d"}),
+    ]
+
+
+async def test_costly_requests_are_counted_together_and_for_each_account(
+        session: aiohttp.ClientSession, counted: Stack) -> None:
+    api, other = await new_account(session, counted), await new_account(session, counted)
+    for each in (api, other):
+        await each.put("/f", b"f")
+        await each.call("POST", "/file/folder", json={"path": "/d"}, expect=201)
+    replies = await ask_costly(api)
+    assert [reply.status for reply in replies] == [200, 200, 200, 201, 201, 201]
+    link = replies[-1].json["url"].removeprefix(counted.url)
+    batch = {"operations": [{"op": "delete", "path": "/f"}]}
+    for reply in [*await ask_costly(api), await api.call("POST", "/file/batch", json=batch)]:
+        assert (reply.status, reply.code) == (429, "too_many_requests")
+        assert 1 <= int(reply.headers["Retry-After"]) <= 60
+    # what costs little goes on, and so does everybody else
+    await api.put("/f", b"again", expect=200)
+    assert (await api.get("/f")).body == b"again"
+    await api.call("GET", "/file/usage_memory", expect=200)
+    assert [reply.status for reply in await ask_costly(other)] == [200, 200, 200, 201, 201, 201]
+    # visitors of a link are counted by their network
+    visitor = Api(session, counted)
+    statuses = [(await visitor.call("GET", f"{link}?download=1")).status for _ in range(LIMIT + 2)]
+    assert statuses == [200] * LIMIT + [429] * 2

@@ -1,0 +1,47 @@
+"""Costly requests are counted: of an account, and of a network for those who have none."""
+
+import pytest
+
+from service.cache.local import LocalCache
+from service.domain.throttle import Throttles
+from service.errors import TooManyRequests
+from service.model import Caller, SessionId, UserId, new_uuid
+
+LIMIT = 3
+
+
+def make_caller(user_id: UserId | None = None) -> Caller:
+    """A session of a new account, or of that one."""
+    return Caller(user_id=user_id or UserId(new_uuid()), session_id=SessionId(new_uuid()))
+
+
+async def test_account_has_its_number_a_minute_whatever_its_sessions() -> None:
+    throttles = Throttles(LocalCache(), LIMIT)
+    caller = make_caller()
+    for _ in range(LIMIT):
+        await throttles.spend(make_caller(caller.user_id))
+    with pytest.raises(TooManyRequests) as caught:
+        await throttles.spend(caller)
+    assert caught.value.retry_after_seconds and caught.value.retry_after_seconds <= 60 / LIMIT + 1
+    await throttles.spend(make_caller())
+
+
+@pytest.mark.parametrize(("same", "other"), [
+    (["192.0.2.1", "192.0.2.254", "::ffff:192.0.2.7"], "192.0.3.1"),
+    (["2001:db8:0:1::1", "2001:db8:0:1:ffff::9", "2001:db8::1:0:0:0:1"], "2001:db8:0:2::1")])
+async def test_strangers_of_a_network_share_their_number(same: list[str], other: str) -> None:
+    throttles = Throttles(LocalCache(), LIMIT)
+    for address in same:
+        await throttles.spend_visit(address)
+    for address in same:
+        with pytest.raises(TooManyRequests):
+            await throttles.spend_visit(address)
+    await throttles.spend_visit(other)
+
+
+async def test_zero_is_no_limit() -> None:
+    throttles = Throttles(LocalCache(), 0)
+    caller = make_caller()
+    for _ in range(1000):
+        await throttles.spend(caller)
+        await throttles.spend_visit("192.0.2.1")
