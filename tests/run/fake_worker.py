@@ -50,10 +50,11 @@ async def upload(request: web.Request) -> web.Response:
 
 
 async def download(request: web.Request) -> web.Response:
-    """Hand a blob over to nginx."""
+    """Hand a blob over to nginx, under an entity tag."""
     return web.Response(headers={
         "X-Accel-Redirect": f"/_blobs/{request.query.get('blob', BLOB)}", "Content-Type": "text/plain",
-        "ETag": '"v1"', "Last-Modified": "Fri, 11 Sep 2020 17:22:05 GMT", "Repr-Digest": "sha-256=:AA==:",
+        "ETag": f'"{request.query.get("tag", "v1")}"',
+        "Last-Modified": "Fri, 11 Sep 2020 17:22:05 GMT", "Repr-Digest": "sha-256=:AA==:",
         "Cache-Control": "private, no-cache", "Content-Disposition": "attachment; filename=\"a.txt\"",
         "X-Content-Type-Options": "nosniff", "X-Request-Id": "the worker's",
     })
