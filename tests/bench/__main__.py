@@ -8,6 +8,7 @@ Ends with 1 if a ratio has fallen below its mark, and with 2 if nothing could be
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,11 @@ from typing import Any
 
 from service.run import programs
 from tests.bench import processes, report, rivals, rows_large, rows_lists, rows_memory, rows_small
-from tests.bench.contenders import Limit, Service
-from tests.bench.figures import Sample, WrongAnswer, ratios
+from tests.bench.contenders import Service
+from tests.bench.figures import Sample, ratios
+from tests.bench.limit import Limit
 from tests.bench.report import Report, Result
-from tests.bench.rows import FULL, QUICK, Bench, Look, Row
+from tests.bench.rows import FAILURES, FULL, QUICK, Bench, Look, Row, Runner
 
 PROJECT = Path(__file__).parents[2]
 BUILD = PROJECT / "build"
@@ -31,6 +33,7 @@ ACCEPTED = Path(__file__).with_name("accepted.json")
 README = PROJECT / "README.md"
 ROWS: dict[str, Look] = {row.name: row for row in (
     *rows_small.ROWS, *rows_large.ROWS, *rows_lists.ROWS, *rows_memory.LOOKS)}
+ROOM_BYTES = 30 * 2**30
 ONLY_FULL = {"memory-direct"}
 
 
@@ -86,10 +89,19 @@ def _started(options: argparse.Namespace, about: dict[str, Any]) -> Iterator[Ben
             stack.callback(rival.stop)
         started = list(rivals.start(found, missing))
         about["rivals"] = {name: {"missing": why} for name, why in missing.items()} | {
-            rival.name: {"version": rival.version, "is_durable": rivals.forces_to_disk(rival)} for rival in started}
+            rival.name: {"version": rival.version, "is_durable": _is_durable(rival)} for rival in started}
         bench = Bench(folder, service, limit, list(started), other, effort)
         stack.enter_context(bench.closing)
         yield bench
+
+
+def _is_durable(rival: rivals.Rival) -> bool | None:
+    """Whether it forces uploads to the disk; None if it could not be watched."""
+    try:
+        return rivals.forces_to_disk(rival)
+    except FAILURES as error:
+        _say(f"{rival.name}: {error}")
+        return None
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
@@ -111,6 +123,8 @@ def _check_quiet(options: argparse.Namespace, about: dict[str, Any]) -> None:
     problems = []
     if about["busy_share"] > processes.QUIET_SHARE:
         problems.append(f"the machine is busy: others use {about['busy_share']:.0%} of its processors")
+    if shutil.disk_usage(options.scratch).free < ROOM_BYTES:
+        problems.append(f"less than {ROOM_BYTES >> 30} GiB are free on the disk")
     if about["machine"]["file_system"].startswith(("tmpfs", "ramfs")):
         problems.append("the data would be in memory: choose a disk with --scratch")
     for problem in problems:
@@ -121,18 +135,36 @@ def _check_quiet(options: argparse.Namespace, about: dict[str, Any]) -> None:
 
 def _measure(bench: Bench, row: Row) -> Result:
     """All rounds of a row: everybody in turn, in another order each time, after one run that does not count."""
+    bench.failures.clear()
     for service in bench.services:
         service.login()
     runners = row.runners(bench)
-    for runner in runners:
-        runner.measure()
     samples: dict[str, list[Sample]] = {runner.name: [] for runner in runners}
-    for number in range(bench.effort.rounds):
+    for number in range(-1, min(bench.effort.rounds, row.max_rounds)):
         turn = [runner for runner in runners if not runner.is_rival or number < bench.effort.rival_rounds]
         bench.random.shuffle(turn)
+        for service in bench.services:
+            service.freshen()
         for runner in turn:
-            samples[runner.name].append(runner.measure())
-    return Result.of(row, samples, [runner.name for runner in runners if runner.is_rival])
+            found = _measure_one(bench, runner)
+            if number >= 0:
+                samples[runner.name] += found
+    counted = {name: found for name, found in samples.items() if name not in bench.failures}
+    return Result.of(row, counted, [runner.name for runner in runners if runner.is_rival], bench.failures)
+
+
+def _measure_one(bench: Bench, runner: Runner) -> list[Sample]:
+    """One run; none if it is that of a rival that has failed, now or before."""
+    if runner.name in bench.failures:
+        return []
+    try:
+        return [runner.measure()]
+    except FAILURES as error:
+        if not runner.is_rival:
+            raise
+        bench.failures[runner.name] = str(error)
+        _say(f"{runner.name}: {error}")
+        return []
 
 
 def _run(options: argparse.Namespace) -> Report:
@@ -169,7 +201,7 @@ def main() -> int:
     options = _arguments()
     try:
         found = _run(options)
-    except (RuntimeError, WrongAnswer) as error:
+    except FAILURES as error:
         _say(f"error: {error}")
         return 2
     BUILD.mkdir(exist_ok=True)

@@ -35,9 +35,12 @@ class Result:
     """The median of what others have used of the machine during the runs."""
     rivals: list[str] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Rivals that took part and gave a wrong answer, and which."""
 
     @classmethod
-    def of(cls, row: Row, samples: Mapping[str, Sequence[Sample]], rivals: Sequence[str]) -> "Result":
+    def of(cls, row: Row, samples: Mapping[str, Sequence[Sample]], rivals: Sequence[str],
+           failures: Mapping[str, str]) -> "Result":
         """From the samples of each contender, the subject first and the reference second."""
         subject, reference, *_ = samples
         shares = sorted(sample.foreign_share for found in samples.values() for sample in found)
@@ -46,7 +49,7 @@ class Result:
                    {name: rates(found) for name, found in samples.items()},
                    {name: cpu_per_unit(found) for name, found in samples.items()},
                    shares[len(shares) // 2], [name for name in rivals if name in samples],
-                   {name: list(found) for name, found in samples.items()})
+                   {name: list(found) for name, found in samples.items()}, dict(failures))
 
     def as_json(self, *, with_samples: bool) -> dict[str, Any]:
         """Everything, or what is accepted: without the single runs."""
@@ -160,10 +163,18 @@ def _render_rivals(report: Report) -> list[str]:
         if "missing" in about:
             lines.append(f"| {name}: cannot be had ({about['missing']}) |" + " |" * len(rows))
             continue
-        cells = [f"{_ratio(row.rates[row.subject].median / row.rates[name].median)} "
-                 f"({_rate(row.unit, row.rates[name].median)})" if name in row.rates else "–" for row in rows]
+        cells = [_against(row, name) for row in rows]
         lines.append(f"| {name} {about['version']}, {DURABLE[about['is_durable']]} | {' | '.join(cells)} |")
     return lines
+
+
+def _against(row: Result, rival: str) -> str:
+    if rival in row.failures:
+        return "wrong answers"
+    if rival not in row.rates:
+        return "–"
+    return (f"{_ratio(row.rates[row.subject].median / row.rates[rival].median)} "
+            f"({_rate(row.unit, row.rates[rival].median)})")
 
 
 def _render_about(about: Mapping[str, Any]) -> str:

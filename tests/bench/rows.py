@@ -1,5 +1,6 @@
 """What a row of the benchmark is: how its contenders are made ready, what one timed run does, what is to be reached."""
 
+import http.client
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from tests.bench.contenders import Contender, Limit, Service
-from tests.bench.figures import Sample, Timed
+from tests.bench.contenders import Contender, Service
+from tests.bench.figures import Sample, Timed, WrongAnswer
+from tests.bench.limit import Limit
 from tests.bench.processes import Watch
 from tests.bench.transfers import Source
+
+FAILURES = (WrongAnswer, OSError, RuntimeError, http.client.HTTPException)
+"""What a contender may do that is not what it was asked for."""
 
 Run = Callable[[], Timed]
 """One timed run."""
@@ -45,6 +50,8 @@ class Bench:
     random: Random = field(default_factory=lambda: Random(1))
     accounts: set[tuple[str, str]] = field(default_factory=set)
     """Services and accounts that have their files already."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Rivals that cannot do the row that is measured now, and why."""
     closing: ExitStack = field(default_factory=ExitStack)
     """What ends before the contenders do."""
     _source: Source | None = None
@@ -58,6 +65,17 @@ class Bench:
     def contenders(self) -> list[Contender]:
         """All of them, this version first, then the limit."""
         return [self.service, self.limit, *([self.other] if self.other else []), *self.rivals]
+
+    def runner(self, contender: Contender, build: Callable[[], Run]) -> list["Runner"]:
+        """One contender made ready; none if it is a rival that cannot do this, and `failures` says why."""
+        is_rival = contender in self.rivals
+        try:
+            return [Runner(contender.name, (contender.pid,), build(), is_rival)]
+        except FAILURES as error:
+            if not is_rival:
+                raise
+            self.failures[contender.name] = str(error)
+            return []
 
     @property
     def source(self) -> Source:
@@ -111,6 +129,7 @@ class Row(Look):
     unit: str
     """`requests`, `bytes` or `rows`."""
     at_least: float | None
+    max_rounds: int = 100
 
     @abstractmethod
     def runners(self, bench: Bench) -> list[Runner]:

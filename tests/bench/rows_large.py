@@ -8,7 +8,8 @@ from functools import partial
 from tests.bench import transfers
 from tests.bench.contenders import Contender, Service
 from tests.bench.figures import Timed, WrongAnswer
-from tests.bench.rows import Bench, Row, Run, Runner
+from tests.bench.processes import peak_bytes, reset_peak
+from tests.bench.rows import Bench, Observation, Row, Run, Runner
 from tests.bench.transfers import Source
 
 Transfer = Callable[[Contender, str, Source], Timed]
@@ -28,8 +29,8 @@ class LargeDownload(Row):
     def runners(self, bench: Bench) -> list[Runner]:
         """Everybody has the file; that it comes back is checked before."""
         chosen = bench.contenders if self._has_rivals else [bench.service, bench.limit, *bench.services[1:]]
-        return [Runner(contender.name, (contender.pid,), self._run(bench, contender), contender in bench.rivals)
-                for contender in chosen]
+        return [runner for contender in chosen
+                for runner in bench.runner(contender, lambda: self._run(bench, contender))]
 
     def _run(self, bench: Bench, contender: Contender) -> Run:
         contender.store_large("/large.bin", bench.source.path)
@@ -42,26 +43,38 @@ class LargeUpload(Row):
     """The file under a new name; the limit is nginx's DAV, then `sha256sum`, then fsync of file and folder."""
 
     unit = "bytes"
+    max_rounds = 5  # what was deleted leaves the disk an hour later
 
     def __init__(self, name: str, title: str, at_least: float, transfer: Transfer, has_rivals: bool) -> None:
         self.name, self.title, self.at_least = name, title, at_least
         self._transfer = transfer
         self._has_rivals = has_rivals
+        self._before: dict[int, int] = {}
 
     def runners(self, bench: Bench) -> list[Runner]:
         """Everybody stores it in a folder of this row."""
+        self._before = {}
+        for pid in bench.service.workers:
+            reset_peak(pid)
+            self._before[pid] = peak_bytes(pid)
         chosen: list[tuple[Contender, Transfer]] = [
             (bench.service, self._transfer), (bench.limit, transfers.put_checked),
             *((other, self._transfer) for other in bench.services[1:])]
         if self._has_rivals:
             chosen += [(rival, transfers.put) for rival in bench.rivals]
-        return [Runner(contender.name, (contender.pid,), self._run(bench, contender, transfer),
-                       contender in bench.rivals) for contender, transfer in chosen]
+        return [runner for contender, transfer in chosen
+                for runner in bench.runner(contender, lambda: self._run(bench, contender, transfer))]
 
     def _run(self, bench: Bench, contender: Contender, transfer: Transfer) -> Run:
         contender.make_folder(f"/{self.name}")
         return partial(self._upload, bench, contender, transfer,
                        map(f"/{self.name}/{{}}.bin".format, itertools.count()))
+
+    def observe(self, bench: Bench) -> list[Observation]:
+        """By how much a worker has grown since before the first of these uploads."""
+        growth = max(peak_bytes(pid) - before for pid, before in self._before.items()) / 2**20
+        return [Observation(f"{self.name}-memory", f"{self.title}: growth of a worker's peak memory", growth, "MiB",
+                            1.0)]
 
     @staticmethod
     def _upload(bench: Bench, contender: Contender, transfer: Transfer, paths: Iterator[str]) -> Timed:

@@ -49,10 +49,8 @@ class HotDownload(Row):
     def runners(self, bench: Bench) -> list[Runner]:
         """Everybody has the same files."""
         chosen = bench.contenders if self._has_rivals else [bench.service, bench.limit, *bench.services[1:]]
-        return [Runner(contender.name, (contender.pid,),
-                       _download(bench, contender, _targets(contender, self._count)),
-                       is_rival=contender in bench.rivals)
-                for contender in chosen]
+        return [runner for contender in chosen for runner in bench.runner(
+            contender, lambda: _download(bench, contender, _targets(contender, self._count)))]
 
 
 class SignedDownload(Row):
@@ -91,8 +89,8 @@ class Upload(Row):
     def runners(self, bench: Bench) -> list[Runner]:
         """Everybody, with a folder for each run of new names, or one folder that is overwritten."""
         chosen = bench.contenders if self._has_rivals else [bench.service, bench.limit, *bench.services[1:]]
-        return [Runner(contender.name, (contender.pid,), self._run(bench, contender), contender in bench.rivals)
-                for contender in chosen]
+        return [runner for contender in chosen
+                for runner in bench.runner(contender, lambda: self._run(bench, contender))]
 
     def _run(self, bench: Bench, contender: Contender) -> Run:
         folders = self._folders()
