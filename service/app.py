@@ -52,6 +52,8 @@ from service.storage.local import LocalStore
 DRAIN_SECONDS = 30.0
 # longer than nginx keeps its connections to us, so that it is never we who close one under its request
 KEEPALIVE_SECONDS = 75.0
+# from a client itself: this bounds the time for the head of its request too, as client_header_timeout of nginx
+DIRECT_KEEPALIVE_SECONDS = 15.0
 SAMPLE_SECONDS = 2.0
 
 
@@ -176,8 +178,9 @@ async def run_worker(config: Config, *, unix_socket: Path | None, generations: P
     """
     configure_logs(config.log_level)
     runner = Runner(build(config, behind_nginx=unix_socket is not None, generations=generations), access_log=None,
-                    keepalive_timeout=KEEPALIVE_SECONDS, auto_decompress=False, read_bufsize=2**18,
-                    max_line_size=32768, max_field_size=16384, shutdown_timeout=DRAIN_SECONDS)
+                    keepalive_timeout=KEEPALIVE_SECONDS if unix_socket else DIRECT_KEEPALIVE_SECONDS,
+                    auto_decompress=False, read_bufsize=2**18, max_line_size=32768, max_field_size=16384,
+                    shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
     try:
         await _listen(runner, config, unix_socket)

@@ -1,8 +1,9 @@
-"""What is not even a request: refused before any handler, in the shape of every other error.
+"""Connections: what is not even a request is refused in the shape of every other error, who stalls is cut off.
 
 aiohttp would quote such bytes in a plain text and log them with a traceback, a token among them.
 """
 
+import asyncio
 import re
 
 import structlog
@@ -16,6 +17,9 @@ from service.model import new_uuid
 log = structlog.get_logger()
 
 SERVER = "file-storage"  # not which versions of what
+# as client_body_timeout and send_timeout of nginx
+STALL_SECONDS = 60.0
+LOOK_SECONDS = 5.0
 _BEGIN_BYTES = 2048
 _QUESTIONS = (b"GET /_preflight ", b"GET /_decide ")  # nginx's own, with the client's headers: see render_refusal
 _REQUEST_ID = re.compile(rb"\r\nX-Request-Id: ([0-9a-f]{32})\r\n")  # as nginx/proxy.conf sends it
@@ -40,19 +44,56 @@ class _Server(web.Server):
 
 
 class _Protocol(web.RequestHandler):
-    """A connection."""
+    """A connection.
 
-    __slots__ = ("_begin", "_behind_nginx")
+    Without nginx nobody else sees to it that a client neither sends the rest of a body nor takes the rest of an answer.
+    """
+
+    __slots__ = ("_begin", "_behind_nginx", "_look", "_moved_at", "_unsent_bytes")
 
     def __init__(self, manager: _Server, **kwargs) -> None:  # type: ignore[no-untyped-def]
         super().__init__(manager, **kwargs)
         self._begin = b""
         self._behind_nginx = manager.behind_nginx
+        self._look: asyncio.TimerHandle | None = None
+        self._moved_at = 0.0
+        self._unsent_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, and look now and then whether anything moves."""
+        super().connection_made(transport)
+        if not self._behind_nginx:
+            self._moved_at = self._loop.time()
+            self._look = self._loop.call_later(LOOK_SECONDS, self._look_after)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End."""
+        if self._look is not None:
+            self._look.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the beginning is kept, for the id of a request that cannot be parsed."""
         self._begin = data[:_BEGIN_BYTES]
+        self._moved_at = self._loop.time()
         super().data_received(data)
+
+    def _look_after(self) -> None:
+        """Cut off a client that has let us wait for too long, in the middle of a body or of an answer."""
+        if self.transport is None:
+            return
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes != self._unsent_bytes or not (self._waits_for_body() or self.writing_paused):
+            self._unsent_bytes, self._moved_at = unsent_bytes, self._loop.time()
+        elif self._loop.time() - self._moved_at > STALL_SECONDS:
+            log.info("client_stalled", unsent_bytes=unsent_bytes)
+            self.transport.abort()
+            return
+        self._look = self._loop.call_later(LOOK_SECONDS, self._look_after)
+
+    def _waits_for_body(self) -> bool:
+        request = self._current_request
+        return request is not None and not request.content.is_eof() and not self._reading_paused
 
     def handle_error(self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None,
                      message: str | None = None) -> web.StreamResponse:

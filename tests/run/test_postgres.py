@@ -125,12 +125,12 @@ def test_commits_that_do_not_wait_for_the_disk_are_refused_whoever_has_set_it(
     """Given on the command line by us, it is on; a role or a database may have its own in a server of one's own."""
     server.ensure_database("one")
     with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(f"ALTER {of} SET synchronous_commit = {value}")  # type: ignore[call-overload]
+        connection.execute(f"ALTER {of} SET synchronous_commit = {value}")
         try:
             with pytest.raises(StartError, match="turn on synchronous_commit$"):
                 check_server(server.dsn("one"))
         finally:
-            connection.execute(f"ALTER {of} RESET synchronous_commit")  # type: ignore[call-overload]
+            connection.execute(f"ALTER {of} RESET synchronous_commit")
     check_server(server.dsn("one"))
 
 
