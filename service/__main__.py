@@ -49,6 +49,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     restore = commands.add_parser("restore", help="fill an empty data root and an empty database from a backup")
     restore.add_argument("folder", type=Path, metavar="DIR")
     restore.add_argument("--snapshot", metavar="NAME", help="which one, instead of the last")
+    check = commands.add_parser("check", help="look whether everything is as it should be, beside the running service",
+                                epilog="Exit codes: 0 all is well, 1 not all is, 2 it could not be found out.")
+    check.add_argument("--repair", action="store_true", help="make good what can be without losing anything")
+    check.add_argument("--quick", action="store_true", help="compare sizes; do not read every byte")
+    check.add_argument("--json", action="store_true", help="a report for scripts")
     return parser.parse_args(arguments)
 
 
@@ -82,6 +87,9 @@ def _dispatch(options: argparse.Namespace, config: Config) -> int:
         if options.command == "backup":
             return backup.backup(config, options.folder, keep=options.keep, verify=options.verify)
         return backup.restore(config, options.folder, name=options.snapshot)
+    elif options.command == "check":
+        from service.run.check import check
+        return check(config, reads=not options.quick, repairs=options.repair, as_json=options.json)
     else:
         asyncio.run(Supervisor(config, containers=options.command == "serve").run())
     return 0

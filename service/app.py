@@ -1,19 +1,14 @@
 """The composition root: what the service is made of, and one worker of it."""
 
 import asyncio
-import logging
 import os
-import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import orjson
-import structlog
 from aiohttp import web
 
-from service import metrics
+from service import logs, metrics
 from service.api.keys import BEHIND_NGINX, DOMAIN, PUBLIC_URL, SIGNER, STORE, Domain
 from service.api.middleware import identify, observe, stamp
 from service.api.protocol import Runner
@@ -144,39 +139,13 @@ async def _sample(database: Database) -> None:
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-# JSON leaves these as they are; a terminal obeys some of them, and some readers begin a line at others
-_UNPRINTABLE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
-
-
-def _to_line(entry: object, default: Callable[[object], object] | None = None) -> bytes:
-    return _UNPRINTABLE.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), orjson.dumps(entry, default=default))
-
-
-def configure_logs(level: str) -> None:
-    """Log lines are JSON objects on standard error."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"),
-                    structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_line)],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer), cache_logger_on_first_use=True)
-    # what libraries have to say
-    formatter = structlog.stdlib.ProcessorFormatter(processors=[
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso"), structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer()])
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-
-
 async def run_worker(config: Config, *, unix_socket: Path | None, generations: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then let what is under way end.
 
     With a `unix_socket` nginx is in front of it; without, the worker serves the public address by itself.
     `generations`: the folder of the marks that all processes of this machine share.
     """
-    configure_logs(config.log_level)
+    logs.configure(config.log_level)
     runner = Runner(build(config, behind_nginx=unix_socket is not None, generations=generations), access_log=None,
                     keepalive_timeout=KEEPALIVE_SECONDS if unix_socket else DIRECT_KEEPALIVE_SECONDS,
                     auto_decompress=False, read_bufsize=2**18, max_line_size=32768, max_field_size=16384,
