@@ -6,14 +6,15 @@ blob is copied, so no time is argued with: what the snapshot refers to was not f
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service import __version__
-from service.db import backup, instance
+from service.db import backup, damage, instance
 from service.db.pool import Connection
+from service.model import BlobKey
 from service.security.addresses import SECRET_FILE
 from service.storage.backup import BackupFolder
 from service.storage.base import BlobStore
@@ -85,7 +86,8 @@ class Backup:
             if copies.missing and not was_held:
                 raise BackupError("the connection to the database was lost while blobs were copied, and "
                                   f"{len(copies.missing)} of them may have been removed since; run it again")
-            manifest = manifest.model_copy(update={"missing": tuple(copies.missing)})
+            missing = tuple([blob async for blob in self._name_files(copies.missing)])
+            manifest = manifest.model_copy(update={"missing": missing})
             await asyncio.to_thread(self._folder.seal, folder, manifest)
         except OSError as error:
             raise self._folder.unusable(error) from error
@@ -95,6 +97,16 @@ class Backup:
             snapshot=folder.name, tables=len(manifest.tables), rows=sum(table.rows for table in manifest.tables),
             blobs=manifest.blobs.count, size_bytes=manifest.blobs.total_bytes, copied=copies.count,
             copied_bytes=copies.size_bytes, missing=manifest.missing)
+
+    async def _name_files(self, missing: list[Missing]) -> AsyncIterator[Missing]:
+        """Who has to be told of a blob that is not there: whose files hold it now."""
+        if not missing:
+            return
+        async with backup.connected(self._dsn) as conn:
+            for blob in missing:
+                files = [f"of {found.username}: {found.path}, version {found.version}"
+                         for found in await damage.list_affected(conn, BlobKey(blob.key))]
+                yield blob.model_copy(update={"files": tuple(files)})
 
     # --- the tables ---
 

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import ParamSpec
 
 from service.config import Config
+from service.db.pool import Database
 from service.domain.backup import Backup, Report, Tally
+from service.domain.check import Check
+from service.domain.findings import Finding
 from service.domain.restore import Restore
 from service.errors import ServiceError
 from service.run import database, folders, migrate as migrations, postgres
 from service.run.folders import Folders
 from service.run.migrate import MigrationError
 from service.run.postgres import EmbeddedPostgres
-from service.run.progress import Progress, format_bytes
+from service.run.progress import Progress, format_bytes, printable
 from service.storage.backup import BackupFolder
+from service.storage.inspection import LocalInspector
 from service.storage.local import LocalStore
 from service.storage.restoring import RestoredRoot, read_marker
 from service.storage.snapshots import BackupError, Missing
@@ -100,10 +104,16 @@ def restore(config: Config, path: Path, *, name: str | None = None) -> int:
             restoring.begin()
             with _server(config, places) as dsn:
                 missing = _restore(restoring, dsn, manifest.migrations, is_embedded=config.database_url is None)
+                findings = asyncio.run(_check(config, dsn, places.root))
     print(f"{snapshot.name} is restored: {sum(table.rows for table in manifest.tables)} rows and "
           f"{manifest.blobs.count - len(missing)} of {manifest.blobs.count} blobs; everybody has to log in again")
     _complain(missing, "could not be restored")
-    return INCOMPLETE if missing else DONE
+    for finding in findings:
+        print(f"error: the check says: {finding.kind}: {finding.subject}: {printable(finding.detail)}", file=sys.stderr)
+        for affected in finding.affected:
+            print(f"    of {affected.username}: {printable(affected.path)}, version {affected.version}",
+                  file=sys.stderr)
+    return INCOMPLETE if missing or findings else DONE
 
 
 def _restore(restoring: Restore, dsn: str, schema: Iterable[str], *, is_embedded: bool) -> list[Missing]:
@@ -123,6 +133,18 @@ def _restore(restoring: Restore, dsn: str, schema: Iterable[str], *, is_embedded
     migrations.apply(dsn)
     asyncio.run(restoring.finish(dsn))
     return missing
+
+
+async def _check(config: Config, dsn: str, root: Path) -> list[Finding]:
+    """Compare every row with the others and with the disk; the bytes were read already."""
+    db = await Database.open(dsn, size=2)
+    inspector = LocalInspector(root)
+    try:
+        report = await Check(db, inspector, quarantine_days=config.quarantine_days).run(reads=False)
+    finally:
+        inspector.close()
+        await db.close()
+    return report.findings
 
 
 @contextmanager
@@ -168,3 +190,5 @@ def _describe(report: Report) -> str:
 def _complain(missing: Iterable[Missing], what: str) -> None:
     for blob in missing:
         print(f"error: blob {blob.key} ({blob.size_bytes} bytes) {what}: it {blob.reason}", file=sys.stderr)
+        for file in blob.files:
+            print(f"    {printable(file)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How far a command is: one line on a terminal, written over and over; nothing where nobody looks."""
+"""What commands write to a terminal: sizes, names, and how far they are: a line that is written over and over."""
 
 import sys
 import time
@@ -16,8 +16,13 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} TiB"
 
 
+def printable(text: str) -> str:
+    """No character of a name does anything to a terminal."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+
+
 class Progress:
-    """The line of one command; its methods are called from one thread at a time."""
+    """The line of one command, nothing where nobody looks; its methods are called from one thread at a time."""
 
     def __init__(self, what: str) -> None:
         self._what = what

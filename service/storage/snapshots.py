@@ -70,11 +70,12 @@ class SecretPart(Part):
 
 
 class Missing(_Value):
-    """A blob that could not be saved."""
+    """A blob that could not be saved, and whose files are concerned: `of <username>: <path>, version <number>`."""
 
     key: UUID
     size_bytes: int
     reason: str
+    files: tuple[str, ...] = ()
 
 
 class Manifest(_Value):

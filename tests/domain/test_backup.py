@@ -219,6 +219,9 @@ async def test_what_cannot_be_saved_is_named_and_the_rest_is_saved(world: World,
         gone: "is missing", folder: "cannot be read: Is a directory",
         flipped: "is damaged: its SHA-256 is another one",
         cut: f"is damaged: it has {len(good[str(cut)]) - 1} bytes instead of {len(good[str(cut)])}"}
+    paths = {f"of user-{caller.user_id.hex}: /{number}, version 1" for number in range(FILES)}
+    files = [blob.files for blob in report.missing]
+    assert len({file for file, in files} & paths) == 4
     assert manifest_of(path, report.snapshot).missing == report.missing
     assert backups.bytes_below(path) == {str(key): good[str(key)] for key in others}
     assert list((path / "incoming").iterdir()) == []

@@ -5,8 +5,11 @@ import gzip
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -23,7 +26,7 @@ from service.storage.backup import BackupFolder
 from service.storage.base import StoreError
 from service.storage.local import LocalStore
 from service.storage.snapshots import BackupError
-from tests import backups
+from tests import backups, databases
 from tests.invariants import check_all
 from tests.killed import Step, run_killed
 from tests.world import World, open_world
@@ -31,10 +34,51 @@ from tests.world import World, open_world
 LACKS_SOMETHING = 3
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A full world that nobody changes any more, and a backup of it, which no test may change either."""
+
+    dsn: str
+    root: Path
+    path: Path
+    rows: dict[str, list[tuple[Any, ...]]]
+    blobs: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        """That of the snapshot."""
+        return BackupFolder(self.path).names()[0]
+
+
+@pytest.fixture(scope="module")
+def saved(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Made once, since it takes its time."""
+    folder = tmp_path_factory.mktemp("saved")
+    dsn = databases.make_shared(postgres, "saved")
+
+    async def work() -> Saved:
+        async with open_world(dsn, folder / "data") as world:
+            (world.root / "address_secret").write_text("x" * 64)
+            await backups.fill(world)
+            await backups.make(world, folder / "backups")
+            await check_all(dsn, world.root)
+            return Saved(dsn, world.root, folder / "backups", await backups.everything(dsn),
+                         backups.bytes_below(folder / "backups"))
+
+    return asyncio.run(work())
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A folder of backups."""
     return tmp_path / "backups"
+
+
+@pytest.fixture
+def copied(saved: Saved, path: Path) -> Path:
+    """The backup again, to be changed."""
+    shutil.copytree(saved.path, path)
+    return path
 
 
 @pytest.fixture
@@ -47,13 +91,6 @@ def root(tmp_path: Path) -> Path:
 def target(postgres: EmbeddedPostgres) -> str:
     """An empty database."""
     return backups.new_database(postgres)
-
-
-@pytest.fixture
-async def made(world: World, path: Path) -> str:
-    """A backup of a full world; its name."""
-    await backups.fill(world)
-    return (await backups.make(world, path)).snapshot
 
 
 def part(path: Path, file: str) -> Path:
@@ -80,21 +117,21 @@ async def epoch_of(dsn: str) -> UUID:
 
 # --- all comes back ---
 
-async def test_everything_comes_back(world: World, made: str, path: Path, root: Path, target: str) -> None:
-    before = await backups.everything(world.dsn)
-    assert await backups.restore(target, root, path) == 0
-    assert await backups.everything(target) == before
-    assert all(len(before[table]) > 1 for table in ("users", "files", "versions", "blobs", "links", "audit"))
+async def test_everything_comes_back(saved: Saved, root: Path, target: str) -> None:
+    assert await backups.restore(target, root, saved.path) == 0
+    assert await backups.everything(target) == saved.rows
+    assert backups.bytes_below(root) == saved.blobs
+    assert all(len(saved.rows[table]) > 1 for table in ("users", "files", "versions", "blobs", "links", "audit"))
     await check_all(target, root)
+    assert (root / "address_secret").read_text() == "x" * 64
+    assert stat.S_IMODE((root / "address_secret").stat().st_mode) == 0o600
     epoch = await epoch_of(target)
-    assert epoch != await epoch_of(world.dsn)
     assert (root / "MARKER").read_text() == f"{epoch}\n"
-    LocalStore(root).open(epoch)
-
-
-async def test_restored_service_goes_on(world: World, made: str, path: Path, root: Path, target: str) -> None:
-    """Sequences too: the next line of the trail has a number of its own."""
-    await backups.restore(target, root, path)
+    # the old data root and the new database never mix
+    for folder, dsn in ((saved.root, target), (root, saved.dsn)):
+        with pytest.raises(StoreError, match="belongs to another database"):
+            LocalStore(folder).open(await epoch_of(dsn))
+    # and the service goes on: with new numbers in the trail, and without the old sessions
     async with open_world(target, root) as restored:
         caller = await restored.new_caller()
         await restored.put(caller, "/new", b"new")
@@ -105,16 +142,10 @@ async def test_restored_service_goes_on(world: World, made: str, path: Path, roo
     await check_all(target, root)
 
 
-async def test_old_data_root_and_new_database_never_mix(
-        world: World, made: str, path: Path, root: Path, target: str) -> None:
-    await backups.restore(target, root, path)
-    for folder, dsn in ((world.root, target), (root, world.dsn)):
-        with pytest.raises(StoreError, match="belongs to another database"):
-            LocalStore(folder).open(await epoch_of(dsn))
-
-
-async def test_any_snapshot_can_be_chosen(world: World, made: str, path: Path, root: Path, target: str) -> None:
+async def test_any_snapshot_can_be_chosen(world: World, path: Path, root: Path, target: str) -> None:
+    await world.put(await world.new_caller(), "/file", b"file")
     before = await backups.everything(world.dsn)
+    made = (await backups.make(world, path)).snapshot
     await world.put(await world.new_caller(), "/later", b"later")
     later = (await backups.make(world, path)).snapshot
     with pytest.raises(BackupError, match=f"no snapshot yesterday in .*; there are: {made}, {later}"):
@@ -124,13 +155,13 @@ async def test_any_snapshot_can_be_chosen(world: World, made: str, path: Path, r
 
 
 async def test_read_only_backup_can_be_restored(
-        made: str, path: Path, root: Path, target: str) -> None:
+        saved: Saved, root: Path, target: str) -> None:
     """Nothing is written to it."""
     def state() -> dict[str, int]:
-        return {str(file): file.stat().st_mtime_ns for file in path.rglob("*")}
+        return {str(file): file.stat().st_mtime_ns for file in saved.path.rglob("*")}
 
     before = state()
-    assert await backups.restore(target, root, path) == 0
+    assert await backups.restore(target, root, saved.path) == 0
     assert state() == before
 
 
@@ -181,22 +212,18 @@ async def test_tables_that_a_later_version_brings_are_not_forgotten(
 
 
 async def test_backup_of_an_earlier_version_is_migrated(
-        postgres: EmbeddedPostgres, world: World, path: Path, root: Path, target: str, tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    await backups.fill(world)
-    before = await backups.everything(world.dsn)
-    await backups.make(world, path)
+        saved: Saved, root: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_migration(tmp_path / "migrations")
     use_migrations(monkeypatch, tmp_path / "migrations")
-    assert await backups.restore(target, root, path) == 0
+    assert await backups.restore(target, root, saved.path) == 0
     after = await backups.everything(target)
     assert len(after.pop("a")) == len(after.pop("b")) == 1
-    assert after == before
+    assert after == saved.rows
     assert all(is_applied for _, is_applied in migrate.status(target, tmp_path / "migrations"))
 
 
 async def test_backup_of_a_later_version_is_refused(
-        made: str, path: Path, root: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        saved: Saved, root: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = migrate.read()[-1].id
     earlier = tmp_path / "migrations"
     shutil.copytree(migrate.FOLDER, earlier)
@@ -204,7 +231,7 @@ async def test_backup_of_a_later_version_is_refused(
         file.unlink()
     use_migrations(monkeypatch, earlier)
     with pytest.raises(MigrationError, match=f"the backup is newer than this version .* {last}"):
-        await backups.restore(target, root, path)
+        await backups.restore(target, root, saved.path)
     assert not root.exists()
 
 
@@ -220,13 +247,10 @@ def test_tables_are_filled_after_those_that_they_need() -> None:
 @pytest.mark.parametrize("file", ["manifest.json", "blobs.gz", "tables/files.gz", "secrets/address_secret"])
 @pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["flipped", "gone"])
 async def test_damaged_part_is_found_before_anything_is_touched(
-        world: World, path: Path, root: Path, target: str, file: str, damage: Callable[[Path], None],
+        copied: Path, root: Path, target: str, file: str, damage: Callable[[Path], None],
         capfd: pytest.CaptureFixture[str]) -> None:
-    (world.root / "address_secret").write_text("x" * 64)
-    await backups.make(world, path)
-    (world.root / "address_secret").unlink()
-    damage(part(path, file))
-    assert await backups.restore(target, root, path) == 1
+    damage(part(copied, file))
+    assert await backups.restore(target, root, copied) == 1
     errors = capfd.readouterr().err
     assert errors.count("\n") == 1
     assert ("there is no finished backup" if (file, damage) == ("manifest.json", Path.unlink) else file.split(".")[0]
@@ -234,10 +258,10 @@ async def test_damaged_part_is_found_before_anything_is_touched(
     assert not root.exists()
 
 
-async def test_manifest_whose_digest_was_made_to_fit_cannot_smuggle_rows(
-        world: World, made: str, path: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A row that was taken out of a table, with all digests right: what referred to it does not come back."""
-    snapshot = BackupFolder(path).snapshot()
+async def test_manifest_whose_digests_were_made_to_fit_is_refused_by_the_database(
+        copied: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A row was taken out of a table, and others refer to it."""
+    snapshot = BackupFolder(copied).snapshot()
     [table] = [table for table in snapshot.manifest.tables if table.name == "blobs"]
     data = gzip.compress(b"".join(snapshot.rows(table)).partition(b"\n")[2])
     (snapshot.folder / table.file).write_bytes(data)
@@ -246,7 +270,7 @@ async def test_manifest_whose_digest_was_made_to_fit_cannot_smuggle_rows(
     tables = tuple(changed if found is table else found for found in snapshot.manifest.tables)
     manifest = snapshot.manifest.model_copy(update={"tables": tables})
     (snapshot.folder / "manifest.json").write_bytes(manifest.to_json())
-    assert await backups.restore(target, root, path) == 1
+    assert await backups.restore(target, root, copied) == 1
     assert "violates foreign key constraint" in capfd.readouterr().err
     assert (await backups.everything(target))["users"] == []
     with pytest.raises(StoreError, match="did not end"):
@@ -254,73 +278,71 @@ async def test_manifest_whose_digest_was_made_to_fit_cannot_smuggle_rows(
 
 
 async def test_damaged_blobs_are_named_and_all_others_restored(
-        world: World, made: str, path: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
-    flipped, gone, *_ = [file for file in sorted(path.glob("blobs/*/*")) if file.stat().st_size]
+        saved: Saved, copied: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
+    flipped, gone, *_ = [file for file in sorted(copied.glob("blobs/*/*")) if file.stat().st_size]
     flip(flipped)
     gone.unlink()
-    before = await backups.everything(world.dsn)
-    assert await backups.restore(target, root, path) == LACKS_SOMETHING
-    output = capfd.readouterr()
-    assert f"error: blob {flipped.name} " in output.err and "its SHA-256 is another one" in output.err
-    assert f"error: blob {gone.name} " in output.err and "it is missing" in output.err
-    assert output.err.count("\n") == 2
-    assert await backups.everything(target) == before
-    good = backups.bytes_below(world.root)
+    assert await backups.restore(target, root, copied) == LACKS_SOMETHING
+    errors = capfd.readouterr().err
+    assert f"error: blob {flipped.name} " in errors and "its SHA-256 is another one" in errors
+    assert f"error: blob {gone.name} " in errors and "it is missing" in errors
+    for key in (flipped.name, gone.name):
+        assert f"error: the check says: missing: {key}: " in errors
+    assert "    of user-" in errors
+    assert await backups.everything(target) == saved.rows
     assert backups.bytes_below(root) == {
-        dict(row)["id"].__str__(): good[str(dict(row)["id"])] for row in before["blobs"]
-        if str(dict(row)["id"]) not in (flipped.name, gone.name)}
+        key: data for key, data in saved.blobs.items() if key not in (flipped.name, gone.name)}
 
 
 # --- where it may go ---
 
 async def test_data_root_that_is_not_empty_is_refused(
-        world: World, made: str, path: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
+        saved: Saved, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
     (root / "blobs" / "00").mkdir(parents=True)
     (root / "blobs" / "00" / "file").touch()
-    assert await backups.restore(target, root, path) == 1
+    assert await backups.restore(target, root, saved.path) == 1
     assert capfd.readouterr().err == (f"error: the data root {root} is not empty, there is blobs/00/file; a restore "
                                       "needs an empty one\n")
-    assert await backups.restore(target, world.root, path) == 1
+    assert await backups.restore(target, saved.root, saved.path) == 1
     assert "is not empty, there is" in capfd.readouterr().err
     assert not (root / "MARKER").exists()
 
 
-async def test_data_root_in_use_is_refused(made: str, path: Path, root: Path, target: str) -> None:
+async def test_data_root_in_use_is_refused(saved: Saved, root: Path, target: str) -> None:
     with claimed(root), pytest.raises(StartError, match="in use by another service"):
-        await backups.restore(target, root, path)
+        await backups.restore(target, root, saved.path)
 
 
 async def test_database_with_accounts_is_refused(
-        world: World, made: str, path: Path, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = await backups.everything(world.dsn)
-    assert await backups.restore(world.dsn, root, path) == 1
+        saved: Saved, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert await backups.restore(saved.dsn, root, saved.path) == 1
     assert capfd.readouterr().err == "error: the database has accounts in it; a restore needs an empty one\n"
-    assert await backups.everything(world.dsn) == before
+    assert await backups.everything(saved.dsn) == saved.rows
     assert not (root / "MARKER").exists()
 
 
 async def test_database_of_something_else_is_refused(
-        made: str, path: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
+        saved: Saved, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
     connection = await asyncpg.connect(target)
     await connection.execute("CREATE TABLE theirs (x int)")
     await connection.close()
-    assert await backups.restore(target, root, path) == 1
+    assert await backups.restore(target, root, saved.path) == 1
     assert capfd.readouterr().err == ("error: the database has tables of something else (theirs); a restore needs an "
                                       "empty one\n")
     assert not (root / "MARKER").exists()
 
 
 async def test_database_that_a_new_service_has_migrated_is_as_good_as_empty(
-        world: World, made: str, path: Path, root: Path, target: str) -> None:
+        saved: Saved, root: Path, target: str) -> None:
     migrate.apply(target)
-    assert await backups.restore(target, root, path) == 0
-    assert await backups.everything(target) == await backups.everything(world.dsn)
+    assert await backups.restore(target, root, saved.path) == 0
+    assert await backups.everything(target) == saved.rows
 
 
 async def test_backup_and_data_root_have_to_be_apart(
-        world: World, made: str, target: str, capfd: pytest.CaptureFixture[str]) -> None:
-    for place in (world.root, world.root / "backups", world.root.parent):
-        assert await asyncio.to_thread(command.backup, backups.config(world.dsn, world.root), place) == 1
+        saved: Saved, capfd: pytest.CaptureFixture[str]) -> None:
+    for place in (saved.root, saved.root / "backups", saved.root.parent):
+        assert await asyncio.to_thread(command.backup, backups.config(saved.dsn, saved.root), place) == 1
         assert "have to be apart" in capfd.readouterr().err
 
 
@@ -329,9 +351,7 @@ async def test_backup_and_data_root_have_to_be_apart(
 STEPS_OF_A_BACKUP = [
     Step("service.storage.backup:write_durably"),  # of FORMAT
     Step("service.storage.backup:BackupFolder.begin"),
-    Step("service.storage.snapshots:PartWriter.finish"),
     Step("service.storage.snapshots:PartWriter.finish", 5),
-    Step("service.storage.backup:copy_blob"),
     Step("service.storage.backup:copy_blob", 4),
     Step("service.storage.copying:os.replace", 5),
     Step("service.storage.backup:BackupFolder.seal"),
@@ -343,10 +363,8 @@ STEPS_AFTER_IT = [
 ]
 STEPS_OF_A_RESTORE = [
     Step("service.storage.restoring:write_durably"),  # of the mark
-    Step("service.storage.restoring:copy_blob"),
     Step("service.storage.restoring:copy_blob", 5),
     Step("service.storage.copying:os.replace", 6),
-    Step("service.storage.restoring:RestoredRoot.sync"),
     Step("service.run.migrate:Backend.apply_one", 4),
     Step("service.db.backup:copy_in", 4),
     Step("service.db.backup:set_epoch"),
@@ -355,35 +373,29 @@ STEPS_OF_A_RESTORE = [
 ]
 
 
-async def test_backup_killed_at_any_step_is_gone_on_with(
-        world: World, path: Path, root: Path, target: str) -> None:
-    await backups.fill(world)
-    settings = backups.config(world.dsn, world.root)
-    copied = 0
+async def test_backup_killed_at_any_step_is_gone_on_with(saved: Saved, path: Path, root: Path, target: str) -> None:
+    settings = backups.config(saved.dsn, saved.root)
+    done = 0
     for step in STEPS_OF_A_BACKUP:
         await asyncio.to_thread(run_killed, step, command.backup, settings, path)
         assert BackupFolder(path).names() == [], step
         found = backups.bytes_below(path)
-        assert len(found) >= copied, f"what was copied is gone: {step}"
-        copied = len(found)
-    report = await backups.make(world, path)
-    assert copied == report.blobs and report.copied == 0
-    assert [folder.name for folder in (path / "snapshots").iterdir()] == [report.snapshot]
+        assert len(found) >= done, f"what was copied is gone: {step}"
+        done = len(found)
+    assert await asyncio.to_thread(command.backup, settings, path) == 0
+    assert len(list((path / "snapshots").iterdir())) == len(BackupFolder(path).names()) == 1
+    assert backups.bytes_below(path) == saved.blobs and done == len(saved.blobs)
     assert await backups.restore(target, root, path) == 0
-    assert await backups.everything(target) == await backups.everything(world.dsn)
+    assert await backups.everything(target) == saved.rows
 
 
-async def test_removal_of_old_backups_killed_at_any_step_harms_no_newer_one(
-        world: World, made: str, path: Path, root: Path, target: str) -> None:
+async def test_removal_of_old_backups_killed_at_any_step_harms_no_newer_one(world: World, path: Path) -> None:
     settings = backups.config(world.dsn, world.root)
     caller = await world.new_caller()
     for step in STEPS_AFTER_IT:
         for _ in range(2):
             await world.put(caller, "/changes", os.urandom(10))
             await backups.make(world, path)
-            await world.content.drain()
-            async with world.database.connection() as conn:
-                await conn.execute("DELETE FROM versions WHERE replaced_at IS NOT NULL")
         await asyncio.to_thread(run_killed, step, command.backup, settings, path, keep=1)
         last = BackupFolder(path).snapshot()
         last.verify()
@@ -391,29 +403,27 @@ async def test_removal_of_old_backups_killed_at_any_step_harms_no_newer_one(
             assert hashlib.sha256(BackupFolder(path).place(blob).read_bytes()).digest() == blob.sha256, step
     report = await backups.make(world, path, keep=1)
     assert BackupFolder(path).names() == [report.snapshot]
-    assert len(backups.bytes_below(path)) == report.blobs
-    assert await backups.restore(target, root, path) == 0
+    assert len(backups.bytes_below(path)) == report.blobs == 1
 
 
-async def test_restore_killed_at_any_step_is_gone_on_with(
-        world: World, made: str, path: Path, root: Path, target: str) -> None:
+async def test_restore_killed_at_any_step_is_gone_on_with(saved: Saved, root: Path, target: str) -> None:
     settings = backups.config(target, root)
     for step in STEPS_OF_A_RESTORE:
-        await asyncio.to_thread(run_killed, step, command.restore, settings, path)
+        await asyncio.to_thread(run_killed, step, command.restore, settings, saved.path)
         if (root / "MARKER").exists():
             with pytest.raises(StoreError, match="the restore of a backup into .* did not end; run it again"):
-                LocalStore(root).open(await epoch_of(world.dsn))
-    assert await backups.restore(target, root, path) == 0
-    assert await backups.everything(target) == await backups.everything(world.dsn)
+                LocalStore(root).open(await epoch_of(saved.dsn))
+    assert await backups.restore(target, root, saved.path) == 0
+    assert await backups.everything(target) == saved.rows
     await check_all(target, root)
     LocalStore(root).open(await epoch_of(target))
 
 
 async def test_other_snapshot_cannot_be_mixed_in(
-        world: World, made: str, path: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
+        saved: Saved, copied: Path, root: Path, target: str, capfd: pytest.CaptureFixture[str]) -> None:
     step = Step("service.storage.restoring:copy_blob", 3)
-    await asyncio.to_thread(run_killed, step, command.restore, backups.config(target, root), path)
-    await backups.make(world, path)
-    assert await backups.restore(target, root, path) == 1
-    assert f"a restore of the snapshot {made} into {root} has begun" in capfd.readouterr().err
-    assert await backups.restore(target, root, path, made) == 0
+    await asyncio.to_thread(run_killed, step, command.restore, backups.config(target, root), copied)
+    assert await asyncio.to_thread(command.backup, backups.config(saved.dsn, saved.root), copied) == 0
+    assert await backups.restore(target, root, copied) == 1
+    assert f"a restore of the snapshot {saved.name} into {root} has begun" in capfd.readouterr().err
+    assert await backups.restore(target, root, copied, saved.name) == 0
