@@ -27,10 +27,11 @@ REFUSALS = (429, 507)
 
 @asynccontextmanager
 async def client_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A connection for each request: aiohttp would send some requests again when a connection that it kept breaks."""
+    """A connection for each request, and each request sent once."""
     async with aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, timeout=aiohttp.ClientTimeout(ANSWER_SECONDS),
             connector=aiohttp.TCPConnector(force_close=True, limit=0)) as session:
+        session._retry_connection = False  # aiohttp sends PUT and DELETE again when there is no answer
         yield session
 
 
@@ -49,13 +50,17 @@ class Account:
     async def change(self, effect: State, method: str, address: str, **more: Any) -> Reply | None:
         """Ask for a change and write down what came of it; None if there was no answer."""
         number = self.ledger.begin(effect)
+        self.ledger.note(effect, f"{method} {address}")
         try:
             reply = await self.api.call(method, address, **more)
         except aiohttp.ClientConnectorError:
             self.ledger.forget(number)
+            self.ledger.note(effect, "not sent")
             return None
-        except NO_ANSWER:
+        except NO_ANSWER as error:
+            self.ledger.note(effect, repr(error))
             return None
+        self.ledger.note(effect, f"{reply.status} {reply.headers.get('X-Request-Id')}")
         if 200 <= reply.status < 300:
             self.ledger.acknowledge(number)
         elif reply.status in REFUSALS or reply.status < 500:

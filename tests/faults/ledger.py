@@ -7,8 +7,9 @@ looked: the change may still happen.
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
 State = Mapping[str, str | None]  # the SHA-256 of what is at a path; None: nothing
 
@@ -32,6 +33,7 @@ class Ledger:
         self.refused: list[str] = []
         self.on_acknowledged: Callable[[], None] = lambda: None
         self.touched: Counter[str] = Counter()  # how often a change of a path has begun or ended
+        self.history: defaultdict[str, list[str]] = defaultdict(list)  # of each path
         self._pending: dict[int, State] = {}
         self._count = 0
 
@@ -39,6 +41,11 @@ class Ledger:
     def in_doubt(self) -> int:
         """How many changes nobody knows the outcome of."""
         return len(self._pending)
+
+    def note(self, paths: Iterable[str], words: str) -> None:
+        """Keep it for the history of these paths."""
+        for path in paths:
+            self.history[path].append(f"{time.strftime('%H:%M:%S')} {words}")
 
     def begin(self, change: State) -> int:
         """A change is about to be asked for."""
@@ -85,7 +92,8 @@ class Ledger:
                 wrong.append(f"half done: {change}, but there is {now}")
         for path in (set(self.known) | set(actual)) - doubtful:
             if actual.get(path) != self.known.get(path):
-                wrong.append(f"{path}: acknowledged {self.known.get(path)}, found {actual.get(path)}")
+                wrong.append(f"{path}: acknowledged {self.known.get(path)}, found {actual.get(path)}; "
+                             f"history: {self.history[path]}")
         self._pending.clear()
         self.known = dict(actual)
         return wrong
