@@ -1,8 +1,9 @@
 """A mark for each account, another one after every change: whoever holds an old one holds something outdated.
 
-What was decided for an account (a session is open, this path is that blob) may be remembered together with the mark that
-was read before the decision was made, and used as long as the mark is the same.  A change puts a new mark after its
-COMMIT and before its answer, so nobody who asks later finds what was remembered before.
+What was decided for an account (this path is that blob) may be remembered together with the mark that was read before
+the decision was made, and used as long as the mark is the same.  A change puts a new mark after its COMMIT and before
+its answer, so nobody who asks later finds what was remembered before.  A second mark is for its sessions alone: they
+end seldom, and a worker that stores one file after another need not ask after the session each time.
 
 The marks are small files, in memory where the machine offers that, for all processes of one machine: the workers, and
 nginx (nginx/decisions.js).  An account has its mark by the last digits of its id; some share one, which costs them no
@@ -13,7 +14,7 @@ import asyncio
 import os
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -33,11 +34,11 @@ class Generations:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def read(self, user_id: UserId) -> str | None:
-        """The account's mark, made if there is none yet; None if it cannot be had."""
+    def read(self, user_id: UserId, *, sessions: bool = False) -> str | None:
+        """The mark of the account, or of its sessions, made if there is none yet; None if it cannot be had."""
         if self._folder is None:
             return None
-        path = self._path(self._folder, user_id)
+        path = self._path(self._folder, user_id, sessions)
         try:
             try:
                 return _read(path)
@@ -47,19 +48,26 @@ class Generations:
         except OSError:
             return None
 
-    async def renew(self, user_ids: Iterable[UserId]) -> None:
-        """Outdate all that was decided for the accounts; when this returns nobody finds it any more."""
+    async def renew(self, changed: Mapping[UserId, bool]) -> None:
+        """Outdate what was decided for the accounts, with True also that their sessions are open.
+
+        When this returns nobody finds it any more.
+        """
         if self._folder is None:
             return
-        for path in {self._path(self._folder, user_id) for user_id in user_ids}:
+        paths = {self._path(self._folder, user_id, sessions)
+                 for user_id, ends_sessions in changed.items() for sessions in {False, ends_sessions}}
+        for path in paths:
             try:
                 _overwrite(path)
             except OSError as error:
                 await _remove(path, error)
 
     @staticmethod
-    def _path(folder: Path, user_id: UserId) -> Path:
-        return folder / urlsafe_b64encode(shard_of(user_id).encode("ascii")).decode("ascii")
+    def _path(folder: Path, user_id: UserId, sessions: bool) -> Path:
+        # clients name the first kind in their tokens, and nginx takes no name with a dash from them
+        name = urlsafe_b64encode(shard_of(user_id).encode("ascii")).decode("ascii")
+        return folder / (f"{name}-sessions" if sessions else name)
 
 
 def _read(path: Path) -> str | None:

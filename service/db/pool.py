@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the classes take no type arguments at run time
 else:
     Connection = asyncpg.Connection
 T = TypeVar("T")
-Tell = Callable[[Set[UserId]], Awaitable[None]]
+Tell = Callable[[Mapping[UserId, bool]], Awaitable[None]]  # the bool: whether sessions ended too
 
 log = structlog.get_logger()
 
@@ -72,17 +72,20 @@ def refuse_unfit_name(field: str) -> Iterator[None]:
         raise kind("This name has characters that the database does not know in this order.", field=field) from None
 
 
-# the accounts that the transaction under way changes
-_CHANGED: ContextVar[set[UserId] | None] = ContextVar("changed_accounts", default=None)
+# the accounts that the transaction under way changes, and whether their sessions end
+_CHANGED: ContextVar[dict[UserId, bool] | None] = ContextVar("changed_accounts", default=None)
 
 
-def mark_changed(user_id: UserId) -> None:
-    """In a transaction: what was remembered about the account is outdated when it ends."""
+def mark_changed(user_id: UserId, *, ends_sessions: bool = False) -> None:
+    """In a transaction: what was remembered about the account is outdated when it ends.
+
+    That a session is open is remembered by itself, and outdated with `ends_sessions` only.
+    """
     if (changed := _CHANGED.get()) is not None:
-        changed.add(user_id)
+        changed[user_id] = ends_sessions or changed.get(user_id, False)
 
 
-async def _tell_nobody(user_ids: Set[UserId]) -> None:
+async def _tell_nobody(changed: Mapping[UserId, bool]) -> None:
     """Nothing is remembered."""
 
 
@@ -151,7 +154,7 @@ class Database:
         Before this returns, or raises, whoever remembers things about the accounts that the work has named with
         `mark_changed` is told: an error of COMMIT may mean that it took place.
         """
-        changed: set[UserId] = set()
+        changed: dict[UserId, bool] = {}
         before = _CHANGED.set(changed)
         try:
             return await self._try_transaction(work)

@@ -133,7 +133,7 @@ class Accounts:
             ended = await sessions.end_sessions(conn, caller.user_id, keep=None)
             await blobs.release_user(conn, caller.user_id)
             await users.delete_user(conn, caller.user_id)
-            mark_changed(caller.user_id)
+            mark_changed(caller.user_id, ends_sessions=True)
             return ended
 
         await forget(self._cache, await self._database.in_transaction(work))
@@ -217,16 +217,17 @@ class Accounts:
     async def authenticate(self, access_token: str) -> Caller:
         """Who sent this token; raise Unauthenticated if it is not valid or its session has ended.
 
-        That a session is open is remembered under the mark that its account had when this was asked: no worker of this
-        machine believes it any more once an end of it was answered for.
+        That a session is open is remembered under the mark that its account's sessions had when this was asked: no
+        worker of this machine believes it any more once an end of it was answered for.
         """
         caller = self._tokens.verify(access_token)
         key = key_of(caller.session_id)
-        believed = caller.user_id.bytes + (self._generations.read(caller.user_id) or "").encode("ascii")
+        believed = caller.user_id.bytes + (self._generations.read(caller.user_id, sessions=True) or "").encode("ascii")
         if await self._cache.get(key) == believed:
             metrics.CACHE.labels("hit").inc()
             return caller
         metrics.CACHE.labels("miss").inc()
+        self._generations.read(caller.user_id)  # makes the mark by which nginx remembers what workers decide
         asked_at = time.monotonic()
         async with self._database.connection() as conn:
             if not await sessions.is_session_open(conn, caller.session_id, caller.user_id):

@@ -21,6 +21,8 @@ from service.model import Action, AuditEntry, Caller, Outcome, SessionId, UserId
 
 log = structlog.get_logger()
 
+_ENDING_SESSIONS = frozenset[Action]({"logout", "token_reuse", "session_end", "password_change", "account_delete"})
+
 # Refusals of one account that are written down: a stranger who tries passwords must not fill the trail of its owner.
 REFUSALS_PER_MINUTE = 1
 REFUSALS_AT_ONCE = 60
@@ -65,7 +67,7 @@ async def record(conn: Connection, user_id: UserId, action: Action, *, outcome: 
 
     `details` are few and small, and never a secret.
     """
-    mark_changed(user_id)
+    mark_changed(user_id, ends_sessions=action in _ENDING_SESSIONS)
     source = _SOURCE.get()
     await audit.insert_audit(
         conn, user_id=user_id, action=action, outcome=outcome, session_id=session_id or source.session_id,
