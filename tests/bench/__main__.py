@@ -9,6 +9,7 @@ Ends with 1 if a ratio has fallen below its mark, and with 2 if nothing could be
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -181,7 +182,7 @@ def _run(options: argparse.Namespace) -> Report:
                 _say(_summary(found.rows[name]))
             for seen in row.observe(bench):
                 found.observations[seen.name] = seen
-                _say(f"{seen.name}: {seen.value:.2f} {seen.unit}")
+                _say(f"{seen.name}: {seen.value:z.2f} {seen.unit}")
             _say(f"    {name} took {time.monotonic() - start:.0f} s")
     about["busiest_row"] = max((result.foreign_share for result in found.rows.values()), default=0.0)
     return found
@@ -199,6 +200,7 @@ def _summary(result: Result) -> str:
 def main() -> int:
     """Measure, print, compare, accept; the exit code."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everybody is ended
     try:
         found = _run(options)
     except FAILURES as error:

@@ -128,27 +128,32 @@ def _mark(row: Result) -> str:
 
 def render(report: Report) -> str:
     """The tables of a run, or of what was accepted."""
+    parts = (_render_rows(report), _render_observations(report), _render_rivals(report), [_render_about(report.about)])
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _render_rows(report: Report) -> list[str]:
+    if not report.rows:
+        return []
     lines = ["| what | service | limit | ratio (lowest–highest) | at least | processor time, service / limit |",
              "|---|---|---|---|---|---|"]
     for row in report.rows.values():
         lines.append(
-            f"| {row.title} | {_rate(row.unit, row.rates[row.subject].median)} "
-            f"| {_reference(row)} "
+            f"| {row.title} | {_rate(row.unit, row.rates[row.subject].median)} | {_reference(row)} "
             f"| **{_ratio(row.ratio.median)}** ({_ratio(row.ratio.lowest)}–{_ratio(row.ratio.highest)}) "
             f"| {_mark(row)} | {_cpu(row.unit, row.cpu[row.subject])} / {_cpu(row.unit, row.cpu[row.reference])} |")
-    lines += [*_render_observations(report), *_render_rivals(report), "", _render_about(report.about)]
-    return "\n".join(lines)
+    return lines
 
 
 def _render_observations(report: Report) -> list[str]:
     if not report.observations:
         return []
-    lines = ["", "| what else | measured | at most |", "|---|---|---|"]
+    lines = ["| what else | measured | at most |", "|---|---|---|"]
     for found in report.observations.values():
         mark = "–" if found.at_most is None else f"{found.at_most:g}"
         if found.at_most is not None and found.value > found.at_most:
             mark += " (missed)"
-        lines.append(f"| {found.title} | {found.value:.2f} {found.unit} | {mark} |")
+        lines.append(f"| {found.title} | {found.value:z.2f} {found.unit} | {mark} |")
     return lines
 
 
@@ -157,7 +162,7 @@ def _render_rivals(report: Report) -> list[str]:
     known: Mapping[str, Mapping[str, Any]] = report.about.get("rivals", {})
     if not rows or not known:
         return []
-    lines = ["", f"| the service is so many times as fast as | {' | '.join(row.title for row in rows)} |",
+    lines = [f"| the service is so many times as fast as | {' | '.join(row.title for row in rows)} |",
              "|---|" + "---|" * len(rows)]
     for name, about in known.items():
         if "missing" in about:
@@ -182,7 +187,8 @@ def _render_about(about: Mapping[str, Any]) -> str:
     return (f"{about['date']}, {about['mode']} run, commit {about['commit']}: {machine['cores']} cores of "
             f"{machine['processor']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
             f"{machine['file_system'].partition(' ')[0]}, {about['nginx']}. Others used "
-            f"{about['busy_share']:.0%} of the processors before the start.")
+            f"{about['busy_share']:.0%} of the processors before the start, "
+            f"{about['busiest_row']:.0%} in the busiest row.")
 
 
 def compare(report: Report, accepted: Report) -> tuple[list[str], bool]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from tests.bench import transfers
 from tests.bench.contenders import Contender, Service
 from tests.bench.figures import Sample, Timed, WrongAnswer
 from tests.bench.limit import Limit
@@ -50,6 +51,8 @@ class Bench:
     random: Random = field(default_factory=lambda: Random(1))
     accounts: set[tuple[str, str]] = field(default_factory=set)
     """Services and accounts that have their files already."""
+    placed: set[tuple[str, str]] = field(default_factory=set)
+    """Contenders that have the large file, and where."""
     failures: dict[str, str] = field(default_factory=dict)
     """Rivals that cannot do the row that is measured now, and why."""
     closing: ExitStack = field(default_factory=ExitStack)
@@ -82,6 +85,15 @@ class Bench:
         """The large file, made when it is first asked for."""
         self._source = self._source or Source.make(self.folder / "large.bin", self.large_bytes)
         return self._source
+
+    def place_large(self, contender: Contender) -> str:
+        """Where the large file can be downloaded; it is stored, and checked by its hash, if it is not there yet."""
+        target = contender.download_target("/large.bin")
+        if (contender.name, target) not in self.placed:
+            contender.store_large("/large.bin", self.source.path)
+            transfers.check_download(contender, target, self.source)
+            self.placed.add((contender.name, target))
+        return target
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,7 @@ class LargeDownload(Row):
                 for runner in bench.runner(contender, lambda: self._run(bench, contender))]
 
     def _run(self, bench: Bench, contender: Contender) -> Run:
-        contender.store_large("/large.bin", bench.source.path)
-        target = contender.download_target("/large.bin")
-        transfers.check_download(contender, target, bench.source)
-        return partial(transfers.time_downloads, contender, target, bench.source, self._at_once)
+        return partial(transfers.time_downloads, contender, bench.place_large(contender), bench.source, self._at_once)
 
 
 class LargeUpload(Row):
@@ -91,5 +88,5 @@ ROWS: tuple[Row, ...] = (
     LargeDownload("large", "download of 1 GiB", 1, True),
     LargeDownload("large8", "eight downloads of 1 GiB at once", 8, False),
     LargeUpload("put", "PUT of 1 GiB, hashed and durable", 0.90, transfers.put, True),
-    LargeUpload("post", "the same as a multipart POST", 0.75, transfers.post_form, False),
+    LargeUpload("post", "multipart POST of 1 GiB, hashed and durable", 0.75, transfers.post_form, False),
 )

@@ -15,6 +15,8 @@ from tests.bench.rows import Bench, Look, Observation
 MIB = 2**20
 ANNOUNCED_BYTES = 2**30
 UPLOADS = DOWNLOADS = 64
+KINDS = (("uploads", f"{UPLOADS} uploads", UPLOADS, 0), ("downloads", f"{DOWNLOADS} downloads", 0, DOWNLOADS),
+         ("both", f"{UPLOADS} uploads and {DOWNLOADS} downloads", UPLOADS, DOWNLOADS))
 FIRST_BYTES = MIB
 STEP_BYTES = 2**16
 STEPS = 20
@@ -36,17 +38,17 @@ def _open(service: Service, head: list[str], into: ExitStack) -> socket.socket:
     return connection
 
 
-def _open_download(service: Service, path: str, into: ExitStack) -> socket.socket:
+def _open_download(service: Service, target: str, into: ExitStack) -> socket.socket:
     """A download that has begun: its head and a little more are here."""
-    connection = _open(service, [f"GET {service.download_target(path)} HTTP/1.1"], into)
+    connection = _open(service, [f"GET {target} HTTP/1.1"], into)
     received = b""
     while b"\r\n\r\n" not in received:
         piece = connection.recv(STEP_BYTES)
         if not piece:
-            raise WrongAnswer(f"{service.name}: {path}: cut off after {received!r}")
+            raise WrongAnswer(f"{service.name}: {target}: cut off after {received!r}")
         received += piece
     if not received.startswith(b"HTTP/1.1 200 "):
-        raise WrongAnswer(f"{service.name}: {path}: {received[:300]!r}")
+        raise WrongAnswer(f"{service.name}: {target}: {received[:300]!r}")
     return connection
 
 
@@ -81,39 +83,43 @@ def _wait_for(service: Service, count: int) -> None:
 
 @dataclass(frozen=True)
 class InFlight(Look):
-    """64 slow uploads and 64 slow downloads: what the workers' memory grows by, for each."""
+    """Slow uploads, slow downloads, and both at once: what the workers' memory grows by, for each."""
 
     name: str
-    title: str
+    where: str
     is_direct: bool
     """Whether the workers carry the bytes themselves, without nginx."""
 
     def observe(self, bench: Bench) -> list[Observation]:
         """None of them ends: the connections are cut."""
         if not self.is_direct:
-            return [self._measure(bench, bench.service)]
+            return self._measure(bench, bench.service)
         service = Service("direct", bench.folder / "direct", settings={"NGINX": "off"})
         try:
             service.start()
-            return [self._measure(bench, service)]
+            return self._measure(bench, service)
         finally:
             service.stop()
 
-    def _measure(self, bench: Bench, service: Service) -> Observation:
+    def _measure(self, bench: Bench, service: Service) -> list[Observation]:
         service.login()
-        service.store_large("/memory.bin", bench.source.path)
-        self._fly(service, 4, 4)  # what is needed once, not for each
+        target = bench.place_large(service)
+        self._fly(service, target, 4, 4)  # what is needed once, not for each
         before = _workers_bytes(service)
-        highest = self._fly(service, UPLOADS, DOWNLOADS)
-        return Observation(self.name, self.title, (highest - before) / (UPLOADS + DOWNLOADS) / MIB, "MiB", 1.0)
+        found = []
+        for name, title, uploads, downloads in KINDS:
+            highest = self._fly(service, target, uploads, downloads)
+            found.append(Observation(f"{self.name}-{name}", f"workers' memory for each of {title} of 1 GiB{self.where}",
+                                     (highest - before) / (uploads + downloads) / MIB, "MiB", 1.0))
+        return found
 
     @staticmethod
-    def _fly(service: Service, uploads: int, downloads: int) -> float:
+    def _fly(service: Service, target: str, uploads: int, downloads: int) -> float:
         """The most memory that all workers have had together, while all of them were under way."""
         seen = []
         _wait_for(service, 0)
         with ExitStack() as stack, selectors.DefaultSelector() as answered:
-            receiving = [_open_download(service, "/memory.bin", stack) for _ in range(downloads)]
+            receiving = [_open_download(service, target, stack) for _ in range(downloads)]
             sending = [_open_upload(service, f"/memory/{number}.bin", stack) for number in range(uploads)]
             _wait_for(service, uploads)
             for connection in sending:
@@ -131,7 +137,6 @@ class InFlight(Look):
 
 
 LOOKS: tuple[Look, ...] = (
-    InFlight("memory", "memory of the workers for each transfer in flight: "
-                       f"{UPLOADS} uploads and {DOWNLOADS} downloads of 1 GiB", is_direct=False),
-    InFlight("memory-direct", "the same without nginx, where the workers carry the bytes", is_direct=True),
+    InFlight("memory", " in flight", is_direct=False),
+    InFlight("memory-direct", " in flight, without nginx", is_direct=True),
 )

@@ -121,8 +121,9 @@ class Upload(Row):
 
 ROWS: tuple[Row, ...] = (
     HotDownload("hot", f"download of a hot 1 KiB file, {CONNECTIONS} connections", 1, 0.40, True),
-    HotDownload("hot200", "the same over 200 files", 200, 0.35, False),
+    HotDownload("hot200", f"download of 200 hot 1 KiB files, {CONNECTIONS} connections", 200, 0.35, False),
     SignedDownload(),
     Upload("upload", f"uploads of 4 KiB, new names, durable, {wrk.UPLOAD_CONNECTIONS} connections", 0.50, 0, True),
-    Upload("overwrite", "the same, overwriting", None, OVERWRITTEN_NAMES, False),
+    Upload("overwrite", f"uploads of 4 KiB, overwriting, durable, {wrk.UPLOAD_CONNECTIONS} connections", None,
+           OVERWRITTEN_NAMES, False),
 )

@@ -23,6 +23,7 @@ from tests.bench.transfers import Source
 
 README = Path(__file__).parents[2] / "README.md"
 ABOUT = {"date": "2020-09-11", "mode": "quick", "commit": "abc", "nginx": "nginx 1.2.3", "busy_share": 0.01,
+         "busiest_row": 0.02,
          "machine": {"processor": "one", "cores": 2, "memory_gib": 4, "kernel": "5", "file_system": "ext4 (rw)"},
          "rivals": {"rival": {"version": "1", "is_durable": False}, "gone": {"missing": "no such package"}}}
 
