@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from service.run import processes
+from service.run import folders, processes
 from service.run.postgres import EmbeddedPostgres
 from tests.faults.machine import LoopDisk, kill_tree, loop_disk
 from tests.stack import Stack
@@ -40,6 +41,17 @@ class FaultyStack(Stack):
     def workers(self) -> list[int]:
         """The processes that answer."""
         return processes.find_working_in(self.root / "run", processes.own_program())
+
+    def all_workers_listen(self) -> bool:
+        """Whether each of them takes connections."""
+        sockets = folders.find_sockets(self.root)
+        for number in range(int(self.environment()["FILE_STORAGE_WORKERS"])):
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(str(sockets / f"worker-{number}.sock"))
+                except OSError:
+                    return False
+        return True
 
     def nginx(self) -> list[int]:
         """nginx: the master, which is the first, and its workers."""

@@ -17,11 +17,11 @@ VERSIONS_KEEP = 10
 
 
 class Refused(Exception):
-    """The change is not made; `status` is that of the answer."""
+    """The change is not made; the answer has one of these statuses: for several reasons any of them may be told."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(str(status))
-        self.status = status
+    def __init__(self, *statuses: int) -> None:
+        super().__init__(str(statuses))
+        self.statuses = statuses
 
 
 @dataclass(eq=False)
@@ -222,7 +222,6 @@ class Account:
     @all_or_nothing
     def upload(self, path: Path, data: bytes, conditions: Conditions) -> bool:
         """Whether the file is new."""
-        self.admit(path, len(data))
         found = self.find(path)
         if isinstance(found, Folder):
             raise Refused(409)
@@ -235,16 +234,15 @@ class Account:
             self.check_quota()
         return True
 
-    def admit(self, path: Path, size_bytes: int) -> None:
-        """What cannot have room is refused before anything else, and before its first byte."""
+    def is_hopeless(self, path: Path, size_bytes: int) -> bool:
+        """What cannot have room whatever gives way; it may be refused for that before its first byte."""
         used = self.usage()
         try:
             found = self.get(path)
         except Refused:
             found = None
         freed = len(found.head.data) if isinstance(found, File) else 0
-        if size_bytes > used["available"] and size_bytes > used["available"] + freed + used["versions"]:
-            raise Refused(507)
+        return size_bytes > used["available"] + freed + used["versions"]
 
     def _take_out(self, node: Node) -> tuple[Path, Folder]:
         path = self.path_of(node)
