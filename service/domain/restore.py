@@ -63,24 +63,23 @@ class Restore:
         manifest = self._snapshot.manifest
         tally = Tally(total_blobs=manifest.blobs.count, total_bytes=manifest.blobs.total_bytes)
         missing = []
-        for secret in manifest.secrets:
-            self._root.add_secret(secret.name, self._snapshot.secret(secret))
         with ThreadPoolExecutor(COPIERS, thread_name_prefix="restore") as pool:
             try:
+                for secret in manifest.secrets:
+                    self._root.add_secret(secret.name, self._snapshot.secret(secret))
                 for blob, reason in in_turn(pool, self._copy, self._snapshot.blobs()):
                     tally.blobs += 1
                     tally.size_bytes += blob.size_bytes
                     if reason is not None:
                         missing.append(Missing(key=blob.key, size_bytes=blob.size_bytes, reason=reason))
                     progress(tally)
+                self._root.sync()
+            except OSError as error:
+                raise BackupError(f"the data root cannot be used: {error.strerror or error}; {tally.blobs} of "
+                                  f"{tally.total_blobs} blobs are there, and the next try goes on with them") from error
             finally:
                 self._stop.set()  # those that are still under way are not waited for
-        self._root.sync()
         return missing
-
-    def stop(self) -> None:
-        """Have `copy_blobs` end before it is done."""
-        self._stop.set()
 
     def _copy(self, blob: NamedBlob) -> tuple[NamedBlob, str | None]:
         try:

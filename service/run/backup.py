@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec
 
+import psycopg
+
 from service.config import Config
 from service.db.pool import Database
 from service.domain.backup import Backup, Report, Tally
@@ -40,9 +42,11 @@ def _told(command: Callable[P, int]) -> Callable[P, int]:
     def told(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return command(*args, **kwargs)
-        except (BackupError, ServiceError) as error:
+        except (BackupError, ServiceError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            return FAILED
+        except psycopg.Error as error:
+            print(f"error: the database cannot be reached: {str(error).strip()}", file=sys.stderr)
+        return FAILED
 
     return told
 

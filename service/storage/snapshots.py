@@ -7,6 +7,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -194,7 +195,7 @@ class Snapshot:
 
     def rows(self, table: TablePart) -> Iterator[bytes]:
         """What COPY gave, in pieces."""
-        with gzip.open(self.folder / table.file) as file:
+        with _unpacked(self.folder / table.file) as file:
             while piece := file.read(_READ_BYTES):
                 yield piece
 
@@ -209,12 +210,21 @@ class Snapshot:
 
 def read_blobs(folder: Path) -> Iterator[NamedBlob]:
     """The list of blobs of a snapshot, which need not be finished."""
-    with gzip.open(folder / BLOBS) as file:
+    with _unpacked(folder / BLOBS) as file:
         for line in file:
             if (match := _LINE.fullmatch(line)) is None:
                 raise BackupError(f"{folder / BLOBS} has a line that is none")
             yield NamedBlob(key=BlobKey(UUID(match[3].decode())), size_bytes=int(match[2]),
                             sha256=bytes.fromhex(match[1].decode()))
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[gzip.GzipFile]:
+    try:
+        with gzip.open(path) as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise BackupError(f"{path} cannot be unpacked: {error}") from error
 
 
 def blob_line(blob: NamedBlob) -> bytes:

@@ -1,11 +1,13 @@
 """What comes back from a backup is what was there; a restore that died is gone on with, and nothing starts before."""
 
 import asyncio
+import errno
 import gzip
 import hashlib
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,10 @@ from service.run.folders import claimed
 from service.run.migrate import MigrationError
 from service.run.postgres import EmbeddedPostgres
 from service.run.processes import StartError
+from service.storage import copying
 from service.storage.backup import BackupFolder
 from service.storage.base import StoreError
+from service.storage.copying import NamedBlob
 from service.storage.local import LocalStore
 from service.storage.snapshots import BackupError
 from tests import backups, databases
@@ -275,6 +279,49 @@ async def test_manifest_whose_digests_were_made_to_fit_is_refused_by_the_databas
     assert (await backups.everything(target))["users"] == []
     with pytest.raises(StoreError, match="did not end"):
         LocalStore(root).open(await epoch_of(target))
+
+
+async def test_file_that_cannot_be_unpacked_is_one_sentence(copied: Path) -> None:
+    snapshot = BackupFolder(copied).snapshot()
+    for file in (part(copied, "blobs.gz"), part(copied, "tables/files.gz")):
+        file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(BackupError, match="blobs.gz cannot be unpacked"):
+        list(snapshot.blobs())
+    with pytest.raises(BackupError, match="files.gz cannot be unpacked"):
+        list(snapshot.rows(next(table for table in snapshot.manifest.tables if table.name == "files")))
+
+
+async def test_full_disk_is_one_sentence_and_the_next_try_goes_on(
+        saved: Saved, root: Path, target: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        ) -> None:
+    real = copying.copy_blob
+    there: list[NamedBlob] = []
+
+    def fill_up(blob: NamedBlob, source: Path, draft: Path, place: Path, stop: threading.Event) -> None:
+        if len(there) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
+        there.append(blob)
+        real(blob, source, draft, place, stop)
+
+    monkeypatch.setattr("service.storage.restoring.copy_blob", fill_up)
+    monkeypatch.setattr("service.domain.restore.COPIERS", 1)
+    assert await backups.restore(target, root, saved.path) == 1
+    assert capfd.readouterr().err == (
+        f"error: the data root cannot be used: No space left on device; 5 of {len(saved.blobs)} blobs are there, and "
+        "the next try goes on with them\n")
+    monkeypatch.setattr("service.storage.restoring.copy_blob", real)
+    assert await backups.restore(target, root, saved.path) == 0
+    assert backups.bytes_below(root) == saved.blobs
+
+
+async def test_database_that_is_not_there_is_one_sentence(
+        saved: Saved, path: Path, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nowhere = "postgresql:///nothing?host=/nowhere"
+    assert await backups.restore(nowhere, root, saved.path) == 1
+    assert capfd.readouterr().err.startswith("error: the database cannot be reached: ")
+    assert not (root / "MARKER").exists()
+    assert await asyncio.to_thread(command.backup, backups.config(nowhere, saved.root), path) == 1
+    assert capfd.readouterr().err.startswith("error: the database cannot be reached: ")
 
 
 async def test_damaged_blobs_are_named_and_all_others_restored(
