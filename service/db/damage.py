@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 import asyncpg
 
@@ -34,19 +35,23 @@ class Expected:
 LIST_EXPECTED = """
 -- in the order of the keys, behind one of them
 SELECT id, size_bytes, sha256, kind FROM blobs LEFT JOIN damaged_blobs ON blob_id = id
-WHERE referable AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2
+WHERE referable AND id > $1 ORDER BY id LIMIT $2
 """
 
 
 async def list_expected(conn: Connection, *, after: BlobKey | None, limit: int) -> list[Expected]:
     """A page of all blobs that may be referred to."""
-    return [_expected(row) for row in await conn.fetch(LIST_EXPECTED, after, limit)]
+    return [_expected(row) for row in await conn.fetch(LIST_EXPECTED, after or UUID(int=0), limit)]
 
 
 LIST_UNVERIFIED = """
--- whose bytes were not read back for too long; what never was comes first
-SELECT id, size_bytes, sha256, kind FROM blobs LEFT JOIN damaged_blobs ON blob_id = id
-WHERE referable AND (verified_at IS NULL OR verified_at <= now() - make_interval(secs => $1))
+-- whose bytes were not read back for too long; what never was comes first.  Two ranges of one index
+SELECT id, size_bytes, sha256, kind
+FROM ((SELECT * FROM blobs WHERE referable AND verified_at IS NULL LIMIT $2)
+      UNION ALL
+      (SELECT * FROM blobs WHERE referable AND verified_at <= now() - make_interval(secs => $1)
+       ORDER BY verified_at LIMIT $2)) AS due
+LEFT JOIN damaged_blobs ON blob_id = id
 ORDER BY verified_at NULLS FIRST LIMIT $2
 """
 

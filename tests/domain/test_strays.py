@@ -204,6 +204,39 @@ async def test_upload_that_is_committing_wins_against_the_fence(
     await check_all(world.dsn, world.root)
 
 
+async def test_uploads_among_sweepers_without_any_grace_are_stored_or_refused(
+        world: World, eager: Strays) -> None:
+    """Strays and garbage are removed the moment they are seen: whatever was acknowledged is there, whole."""
+    is_over = asyncio.Event()
+    known: dict[tuple[Caller, str], bytes] = {}
+
+    async def write(number: int) -> int:
+        own, refused = await world.new_caller(), 0
+        for count in range(25):
+            path, data = f"/{count % 4}", bytes([number, count])
+            outcome = await outcome_of(world.put(own, path, data))
+            assert isinstance(outcome, Stored | Unavailable), outcome
+            if isinstance(outcome, Stored):
+                known[own, path] = data
+            refused += isinstance(outcome, Unavailable)
+        return refused
+
+    async def sweep() -> None:
+        while not is_over.is_set():
+            await run(eager)
+            await world.housekeeping.sweep(grace_seconds=0)
+
+    sweeping = asyncio.ensure_future(sweep())
+    await asyncio.gather(*(write(number) for number in range(8)))
+    is_over.set()
+    await sweeping
+    for (own, path), data in known.items():
+        assert await world.get(own, path) == data
+    await run(eager)
+    await run(eager)
+    await check_all(world.dsn, world.root)
+
+
 @pytest.mark.mutant("M6", "files without a row are removed by their age alone")
 async def test_m6_removal_by_age_alone_is_caught(world: World, failpoints: Failpoints, sweeper: Strays) -> None:
     async def remove_old() -> None:
