@@ -120,7 +120,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_quiet(options: argparse.Namespace, about: dict[str, Any]) -> None:
-    """Warn of a machine that is not fit for figures; SystemExit if they are to be accepted."""
+    """Warn of a machine that is not fit for figures; RuntimeError if they are to be accepted."""
     problems = []
     if about["busy_share"] > processes.QUIET_SHARE:
         problems.append(f"the machine is busy: others use {about['busy_share']:.0%} of its processors")
@@ -131,7 +131,7 @@ def _check_quiet(options: argparse.Namespace, about: dict[str, Any]) -> None:
     for problem in problems:
         _say(f"warning: {problem}")
     if problems and options.accept:
-        raise SystemExit("error: such figures are not accepted")
+        raise RuntimeError("such figures are not accepted")
 
 
 def _measure(bench: Bench, row: Row) -> Result:

@@ -95,8 +95,22 @@ class Report:
                    {name: Observation(**found) for name, found in data["observations"].items()})
 
     def updated(self, newer: "Report") -> "Report":
-        """This one, with the rows of a newer run in their places."""
-        return Report(newer.about, {**self.rows, **newer.rows}, {**self.observations, **newer.observations})
+        """This one, with the rows of a newer run in their places; the others keep saying where they come from."""
+        about = {**newer.about, "rivals": {**self.about.get("rivals", {}), **newer.about["rivals"]}}
+        older = {name: commit for name, commit in self.commits.items() if name not in newer.names}
+        about["older"] = {name: commit for name, commit in older.items() if commit != newer.about["commit"]}
+        return Report(about, {**self.rows, **newer.rows}, {**self.observations, **newer.observations})
+
+    @property
+    def names(self) -> set[str]:
+        """Of all that was measured."""
+        return self.rows.keys() | self.observations.keys()
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """The commit that each figure was measured at."""
+        older: dict[str, str] = self.about.get("older", {})
+        return {name: older.get(name, self.about.get("commit", "")) for name in sorted(self.names)}
 
 
 def _rate(unit: str, value: float) -> str:
@@ -188,7 +202,12 @@ def _render_about(about: Mapping[str, Any]) -> str:
             f"{machine['processor']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
             f"{machine['file_system'].partition(' ')[0]}, {about['nginx']}. Others used "
             f"{about['busy_share']:.0%} of the processors before the start, "
-            f"{about['busiest_row']:.0%} in the busiest row.")
+            f"{about['busiest_row']:.0%} in the busiest row." + _render_older(about.get("older", {})))
+
+
+def _render_older(older: Mapping[str, str]) -> str:
+    """What was accepted before and not measured again."""
+    return f" Of earlier runs: {', '.join(f'{name} ({commit})' for name, commit in older.items())}." if older else ""
 
 
 def compare(report: Report, accepted: Report) -> tuple[list[str], bool]:

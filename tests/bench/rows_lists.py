@@ -27,7 +27,7 @@ MIB = 2**20
 SMALL, LARGE = 10_000, 100_000
 PAGE_FILES = 100
 PAGES_A_RUN = 50
-GROWTH_ROUNDS = 5
+GROWTH_ROUNDS = 3
 MOMENT = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
 # The objects of the list, as somebody would write it who has psql and no service; one line, since it is for \copy.
 QUERY = " ".join(f"""

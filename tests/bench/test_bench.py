@@ -96,6 +96,16 @@ def test_accepted_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert part in text
 
 
+def test_row_that_was_not_measured_again_says_where_it_comes_from() -> None:
+    before = Report(ABOUT, {"row": result(0.4), "kept": result(0.7)})
+    after = before.updated(Report({**ABOUT, "commit": "def", "rivals": {}}, {"row": result(0.6)}))
+    assert after.rows["row"].ratio.median == 0.6 and after.rows["kept"].ratio.median == 0.7
+    text = report.render(after)
+    assert "commit def" in text and "Of earlier runs: kept (abc)." in text and "rival 1" in text
+    again = after.updated(Report({**ABOUT, "commit": "ghi"}, {"row": result(0.6), "kept": result(0.8)}))
+    assert "earlier" not in report.render(again)
+
+
 def test_table_is_written_between_its_comments_only(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nbehind\n", encoding="utf-8")
