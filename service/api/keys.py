@@ -70,7 +70,7 @@ class Trace:
 
 
 DOMAIN = web.AppKey("DOMAIN", Domain)
-STORE = web.AppKey("STORE", BlobStore)  # for delivery.py alone: it says where the bytes are
+STORE = web.AppKey("STORE", BlobStore)  # for delivery.py, where bytes are, and aside.py
 BEHIND_NGINX = web.AppKey("BEHIND_NGINX", bool)
 PUBLIC_URL: web.AppKey[str | None] = web.AppKey("PUBLIC_URL")
 SIGNER = web.AppKey("SIGNER", AddressSigner)

@@ -101,6 +101,7 @@ class Database:
         self._tell = tell
         self._watchdog = Watchdog(dsn)
         self._watching = asyncio.create_task(self._watchdog.watch())
+        self._lane = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
 
     @classmethod
     async def open(cls, dsn: str, *, size: int, tell: Tell = _tell_nobody) -> "Database":
@@ -196,6 +197,21 @@ class Database:
         """Borrow a connection for several queries that all see the same moment, and change nothing."""
         async with self.connection() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
             yield connection
+
+    @asynccontextmanager
+    async def lane(self) -> AsyncIterator[None]:
+        """Around what keeps a connection for long: half of all connections are left to those who do not.
+
+        Raises Unavailable if there is no place within a few seconds.
+        """
+        try:
+            await asyncio.wait_for(self._lane.acquire(), ACQUIRE_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable("Too many long requests at once; try again.", retry_after_seconds=2) from error
+        try:
+            yield
+        finally:
+            self._lane.release()
 
     def usage(self) -> tuple[int, int]:
         """How many connections there are, and how many of them are in use."""

@@ -69,7 +69,8 @@ class Archives:
                 await self._store.run(planner.add, [await self._summed(conn, row) for row in rows])
 
         try:
-            await self._database.in_transaction(work)
+            async with self._database.lane():
+                await self._database.in_transaction(work)
             return await self._store.run(planner.finish)
         except BaseException as error:
             with contextlib.suppress(OSError):  # what it has still to write may be what the disk did not take

@@ -1,5 +1,6 @@
 """Folders whose names survive a power cut."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,6 +9,8 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
     """Make a folder, and those above it that are missing, each forced to the disk; raises OSError."""
     if folder.is_dir():
         return
+    if folder.exists():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if folder.parent != folder:
         make_folder(folder.parent, mode)
     folder.mkdir(mode=mode, exist_ok=True)

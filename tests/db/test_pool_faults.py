@@ -244,6 +244,32 @@ async def test_restarted_server_is_used_again(server: EmbeddedPostgres, database
     await works(database)
 
 
+# --- long requests ---
+
+async def test_long_requests_leave_half_of_the_connections_to_others(
+        server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
+    database = await Database.open(server.dsn("postgres"), size=4)
+    begun, go = asyncio.Semaphore(0), asyncio.Event()
+
+    async def take_long() -> None:
+        async with database.lane(), database.connection():
+            begun.release()
+            await go.wait()
+
+    long = [asyncio.ensure_future(take_long()) for _ in range(2)]
+    for _ in long:
+        await begun.acquire()
+    with pytest.raises(Unavailable) as caught:
+        await take_long()
+    assert caught.value.retry_after_seconds
+    await asyncio.gather(database.ping(), database.ping())
+    waiting = asyncio.ensure_future(take_long())
+    go.set()
+    await asyncio.gather(*long, waiting)
+    await database.close()
+
+
 # --- no leak ---
 
 async def test_cancelled_callers_leave_the_pool_as_it_was(database: Database) -> None:

@@ -1,10 +1,13 @@
 """/file/list: files and folders, whole or in pages."""
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 from service import names
+from service.api.aside import Aside
 from service.api.auth import caller
-from service.api.keys import DOMAIN, TRACE
+from service.api.keys import BEHIND_NGINX, DOMAIN, TRACE
 from service.api.rest import schema
 from service.api.rest.answers import answer
 from service.api.rest.openapi import operation
@@ -12,6 +15,8 @@ from service.api.rest.params import parse_place, query_of
 from service.domain.listing import Selection
 from service.errors import InvalidField, ServiceError
 from service.model import Kind, Page
+
+_HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
 
 
 @operation("List files and folders", tag="file", query=schema.ListQuery, costly=True,
@@ -62,13 +67,11 @@ def _page_json(page: Page, selection: Selection) -> dict[str, object]:
     return result | {"next_cursor": page.cursor}
 
 
-class _Writer:
-    """Joins the lines of each kind to a JSON object; nothing is sent before PostgreSQL has answered."""
+class _Joiner:
+    """Joins the lines of each kind to a JSON object."""
 
-    def __init__(self, request: web.Request, kinds: tuple[Kind, ...]) -> None:
-        self._request = request
-        self._response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8",
-                                                     "Cache-Control": "no-store"})
+    def __init__(self, kinds: tuple[Kind, ...], send: Callable[[bytes], Awaitable[None]]) -> None:
+        self._send = send
         self._to_come = list(kinds)
         self._opening = b"{"
         self._pending = b""  # what comes before the next line
@@ -81,26 +84,39 @@ class _Writer:
 
     async def _open_until(self, kind: Kind) -> None:
         """Begin the list of this kind, after those before it, which may be empty."""
-        if not self._response.prepared:
-            await self._response.prepare(self._request)
         while kind in self._to_come:
             await self._send(self._opening + f'"{self._to_come.pop(0)}s":['.encode())
             self._opening, self._pending = b"],", b""
 
-    async def finish(self) -> web.StreamResponse:
+    async def finish(self) -> None:
         """End the object."""
-        if self._to_come or not self._response.prepared:
+        if self._to_come:
             await self._open_until(self._to_come[-1])
         await self._send(b"]}")
-        await self._response.write_eof()
-        return self._response
-
-    async def _send(self, data: bytes) -> None:
-        if self._request.method != "HEAD":
-            await self._response.write(data)
 
 
 async def _stream(request: web.Request, selection: Selection) -> web.StreamResponse:
-    writer = _Writer(request, selection.kinds)
-    await request.app[DOMAIN].listing.write(caller(request), selection, writer.write)
-    return await writer.finish()
+    """The whole list.  nginx takes it as fast as it comes; a client may not, so for one the list is put aside first."""
+    listing = request.app[DOMAIN].listing
+    if not request.app[BEHIND_NGINX]:
+        aside = Aside(request)
+        try:
+            joiner = _Joiner(selection.kinds, aside.write)
+            await listing.write(caller(request), selection, joiner.write)
+            await joiner.finish()
+            return await aside.send(_HEADERS)
+        finally:
+            aside.close()
+    response = web.StreamResponse(headers=_HEADERS)
+
+    async def send(data: bytes) -> None:
+        if not response.prepared:  # nothing is sent before PostgreSQL has answered
+            await response.prepare(request)
+        if request.method != "HEAD":
+            await response.write(data)
+
+    joiner = _Joiner(selection.kinds, send)
+    await listing.write(caller(request), selection, joiner.write)
+    await joiner.finish()
+    await response.write_eof()
+    return response
