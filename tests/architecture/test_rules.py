@@ -51,6 +51,10 @@ def test_types_fit() -> None:
     run("-m", "mypy")
 
 
+def test_bandit_finds_nothing_of_medium_or_high_severity() -> None:
+    run("-m", "bandit", "-q", "-r", "service", "-ll")
+
+
 @pytest.mark.parametrize(("layer", "forbidden"), [
     ("domain", "from aiohttp import web\n"), ("db", "from service.domain import content\n"),
     ("storage", "from service.db import files\n"), ("api", "import service.run.nginx\n")])
