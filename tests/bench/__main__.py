@@ -194,7 +194,8 @@ def _summary(result: Result) -> str:
     if "other" in result.samples:
         change = ratios(result.samples[result.subject], result.samples["other"])
         text += f"; against the other checkout {change.median:.2f} ({change.lowest:.2f}-{change.highest:.2f})"
-    return f"{text}; others used {result.foreign_share:.0%} of the machine"
+    cpu = ", ".join(f"{name} {report.cpu_text(result.unit, value)}" for name, value in result.cpu.items())
+    return f"{text}; processor time {cpu}; others used {result.foreign_share:.0%} of the machine"
 
 
 def main() -> int:

@@ -119,7 +119,8 @@ def _rate(unit: str, value: float) -> str:
     return f"{shown:,.0f}{text}" if shown >= 10 else f"{shown:.2f}{text}"
 
 
-def _cpu(unit: str, value: float) -> str:
+def cpu_text(unit: str, value: float) -> str:
+    """Processor time of a unit."""
     _, _, factor, text = UNITS[unit]
     return f"{value * factor:.{2 if unit == 'bytes' else 0}f} {text}"
 
@@ -155,7 +156,7 @@ def _render_rows(report: Report) -> list[str]:
         lines.append(
             f"| {row.title} | {_rate(row.unit, row.rates[row.subject].median)} | {_reference(row)} "
             f"| **{_ratio(row.ratio.median)}** ({_ratio(row.ratio.lowest)}–{_ratio(row.ratio.highest)}) "
-            f"| {_mark(row)} | {_cpu(row.unit, row.cpu[row.subject])} / {_cpu(row.unit, row.cpu[row.reference])} |")
+            f"| {_mark(row)} | {cpu_text(row.unit, row.cpu[row.subject])} / {cpu_text(row.unit, row.cpu[row.reference])} |")
     return lines
 
 
