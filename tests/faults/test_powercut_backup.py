@@ -113,7 +113,8 @@ def cut_after(patch: pytest.MonkeyPatch, owner: type, name: str, disk: LoopDisk)
 
 
 def forget_bytes(patch: pytest.MonkeyPatch) -> None:
-    """No fsync of the blobs."""
+    """No fsync of the blobs; nor the hint that they are not needed in memory, which has them written soon."""
+    patch.setattr(os, "posix_fadvise", lambda *args: None)
     forget(patch, lambda path, mode: stat.S_ISREG(mode) and path.parent.name in ("incoming", "staging"))
 
 
