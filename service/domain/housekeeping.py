@@ -88,7 +88,7 @@ class Housekeeping:
         removed = 0
         stuck: list[BlobKey] = []
         while fenced := await self._fence_batch(grace_seconds, skip=stuck):
-            gone = [key for key, size_bytes in fenced if await self._remove(key, size_bytes)]
+            gone = [key for key, size_bytes in fenced if await self._remove(key, size_bytes, len(fenced))]
             stuck += [key for key, _ in fenced if key not in gone]
             async with self._database.connection() as conn:
                 await blobs.delete_fenced(conn, gone)
@@ -107,8 +107,8 @@ class Housekeeping:
 
         return await self._database.in_transaction(fence)
 
-    async def _remove(self, key: BlobKey, size_bytes: int) -> bool:
-        log.info("blob.removed", blob=str(key), size=size_bytes, reason="unreferenced")
+    async def _remove(self, key: BlobKey, size_bytes: int, count: int) -> bool:
+        log.info("blob.removed", blob=str(key), size=size_bytes, reason="unreferenced", count=count)
         try:
             await self._store.delete(key)
         except OSError as error:

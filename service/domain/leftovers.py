@@ -1,4 +1,7 @@
-"""Bodies that an upload has left behind because its worker, or its nginx, was killed."""
+"""Bodies that an upload has left behind because its worker, or a process of nginx, was killed.
+
+Whoever starts nginx removes the folders of its earlier starts; here it is about the time between two starts.
+"""
 
 import structlog
 
