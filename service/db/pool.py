@@ -185,8 +185,7 @@ class Database:
         raise AssertionError("unreachable")
 
     async def _was_committed(self, commit: outcomes.Commit, error: Unavailable) -> bool:
-        outcome = await outcomes.find_outcome(functools.partial(
-            asyncpg.connect, self._dsn, timeout=outcomes.LOOK_SECONDS, command_timeout=outcomes.LOOK_SECONDS), commit)
+        outcome = await outcomes.find_outcome(functools.partial(asyncpg.connect, self._dsn), commit)
         log.warning("commit_lost", transaction=commit.xact_id, outcome=outcome)
         if outcome == "unknown":
             raise OutcomeUnknown(retry_after_seconds=2) from error

@@ -49,6 +49,7 @@ async def test_stop_and_start_keeps_files_and_sessions(session: aiohttp.ClientSe
     api = await new_account(session, own_stack)
     ended = await new_account(session, own_stack)
     await api.put("/папка/файл.txt", b"kept")
+    once = await api.put("/once.txt", b"once", headers={"Idempotency-Key": "once"})
     await api.post(b"x" * 500_000, path="/big.bin")
     await api.put("/gone.txt")
     await api.delete("/gone.txt", permanent=True)
@@ -58,6 +59,7 @@ async def test_stop_and_start_keeps_files_and_sessions(session: aiohttp.ClientSe
     assert workers(own_stack) == []
     assert is_tidy(own_stack)
     start(own_stack)
+    assert (await api.put("/once.txt", b"once", headers={"Idempotency-Key": "once"})).body == once.body
     assert await api.list() == listed
     assert await api.usage() == usage
     assert (await api.get("/папка/файл.txt")).body == b"kept"

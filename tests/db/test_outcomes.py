@@ -125,8 +125,16 @@ async def test_server_that_cannot_be_asked_is_asked_three_times(client: Client) 
 
 
 async def test_server_that_hangs_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.05)
-    assert await find_outcome(asyncio.Event().wait, await client.begin()) == "unknown"
+    monkeypatch.setattr(outcomes, "ANSWER_SECONDS", 0.05)
+    asked = 0
+
+    async def hang() -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+
+    assert await find_outcome(hang, await client.begin()) == "unknown"
+    assert asked == 1
 
 
 # --- a crash, after which the server gives ids again that it had given before ---
