@@ -156,7 +156,8 @@ def _render_rows(report: Report) -> list[str]:
         lines.append(
             f"| {row.title} | {_rate(row.unit, row.rates[row.subject].median)} | {_reference(row)} "
             f"| **{_ratio(row.ratio.median)}** ({_ratio(row.ratio.lowest)}–{_ratio(row.ratio.highest)}) "
-            f"| {_mark(row)} | {cpu_text(row.unit, row.cpu[row.subject])} / {cpu_text(row.unit, row.cpu[row.reference])} |")
+            f"| {_mark(row)} | {cpu_text(row.unit, row.cpu[row.subject])} / "
+            f"{cpu_text(row.unit, row.cpu[row.reference])} |")
     return lines
 
 
