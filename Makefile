@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev ## run all tests, or those of T=path
 	@exec $(PY) -m pytest $(T)
 
 fuzz: $(VENV)/installed-dev ## for longer: requests that nobody wrote, and random lives of accounts (N=300 of each kind)
-	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest tests/suites tests/model
+	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest -rA tests/suites tests/suites/timing.py tests/model
 
 mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
 	@exec $(PY) -m pytest -q -p tests.mutants -m mutant tests tests/faults/test_powercut_mutants.py

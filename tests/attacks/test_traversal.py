@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 from tests.attacks import disk
@@ -139,6 +140,47 @@ async def test_other_verbs_with_a_traversing_path_find_nothing(api: Api, line: s
             assert answer.code == (outcome if answer.status != 404 else "not_found")
     assert [file["path"] for file in await api.list()] == ["/a/keep"]
     assert (await api.get("/a/keep")).body == b"mine"
+
+
+# Every other door that takes a path.
+QUERIES = ["GET /file/list?folder={}", "GET /file/list?folder={}&recursive=true&limit=3", "GET /file/archive?path={}",
+           "GET /file/versions?path={}", "DELETE /file/versions?path={}", "GET /file/link?path={}",
+           "GET /file/download?version=1&path={}"]
+BODIES: list[tuple[str, dict[str, object], str]] = [
+    ("POST /file/folder", {}, "path"), ("POST /file/move", {"from": "/own"}, "to"),
+    ("POST /file/move", {"to": "/x"}, "from"), ("POST /file/copy", {"from": "/own"}, "to"),
+    ("POST /file/copy", {"to": "/x"}, "from"), ("POST /file/versions/restore", {"version": 1}, "path"),
+    ("POST /file/link", {}, "path"), ("POST /file/sign", {"expires_in": 60}, "path"),
+    ("POST /file/trash/restore", {"id": str(uuid.UUID(int=1))}, "to")]
+OPERATIONS: list[tuple[dict[str, str], str]] = [
+    ({"op": "delete"}, "path"), ({"op": "move", "to": "/x"}, "from"), ({"op": "copy", "from": "/own"}, "to")]
+
+
+async def test_traversing_paths_at_every_other_door_are_refused_or_plain_names(api: Api) -> None:
+    """Whatever is asked for: the account stays as it is, or has one more plain name."""
+    await api.put("/own", b"mine")
+    marker = f"m{uuid.uuid4().hex}"
+    shots = [(request(query.format(text.format(m=marker)), token=api.token), outcome)
+             for query in QUERIES for text, outcome in IN_ADDRESS]
+    for text, outcome in IN_FIELD:
+        given = text.format(m=marker)
+        documents: list[tuple[str, dict[str, object]]] = [
+            *((line, {**more, field: given}) for line, more, field in BODIES),
+            *(("POST /file/batch", {"operations": [{**more, field: given}]}) for more, field in OPERATIONS)]
+        shots += [(request(line, "Content-Type: application/json", token=api.token, body=orjson.dumps(document)),
+                   outcome) for line, document in documents]
+    for shot, outcome in shots:
+        answer = ask(api.stack, shot)
+        if outcome.startswith("/"):
+            assert answer.status in (200, 201, 204, 404, 409), (shot[:400], answer)
+        else:
+            status = {REFUSED: 422, MALFORMED: 400}[outcome]
+            assert (answer.status, answer.code) == (status, outcome), (shot[:400], answer)
+    for file in await api.list():
+        assert (await api.get(file["id"])).body == b"mine"
+        assert not {"", ".", ".."} & set(file["path"][1:].split("/"))
+    disk.settle(api.stack)
+    disk.assert_confined(api.stack, marker)
 
 
 ADDRESSES = [
