@@ -100,9 +100,11 @@ class Housekeeping:
 
     async def _fence_batch(self, grace_seconds: float, *, skip: list[BlobKey]) -> list[tuple[BlobKey, int]]:
         async def fence(conn: Connection) -> list[tuple[BlobKey, int]]:
-            if await backup.may_fence(conn):  # else a backup copies blobs; what is fenced already it does not need
+            if await backup.may_fence(conn):
                 keys = await blobs.lock_unreferenced(conn, grace_seconds=grace_seconds, limit=BATCH)
                 await blobs.fence_blobs(conn, keys)
+            else:  # what is fenced already, a backup does not need
+                log.info("sweep.held", reason="a backup is copying blobs, or another sweep is at work")
             return await blobs.list_fenced(conn, skip=skip, limit=BATCH)
 
         return await self._database.in_transaction(fence)

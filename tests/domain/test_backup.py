@@ -178,7 +178,7 @@ async def end_connections(world: World) -> None:
     """End all connections of backups."""
     ended = await world.observer.fetch("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
                                        "WHERE datname = current_database() AND application_name LIKE '%backup'")
-    assert [row[0] for row in ended] == [True]
+    assert any(was_there for was_there, in ended)  # the one of the tables may just be ending by itself
 
 
 async def test_connection_that_is_lost_does_no_harm_if_all_is_there(world: World, caller: Caller, path: Path) -> None:
