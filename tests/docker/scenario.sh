@@ -253,4 +253,18 @@ equal "an upload above the new limit" "$(status --upload-file "$WORK/photo" "$(a
 start_all
 put "$WORK/photo" /in-the-end.png
 
+step "Backup and restore"
+quietly inside app python -m service backup /backup --keep 2
+put "$WORK/paper.pdf" "/after the backup.pdf"
+quietly compose down
+quietly docker volume rm "${COMPOSE_PROJECT_NAME}_files" "${COMPOSE_PROJECT_NAME}_postgres"
+quietly compose run --rm -T app python -m service restore /backup
+start_all
+equal "the session of before" "$(status "$URL/auth/me")" 401
+log_in anna
+same "$WORK/photo" "$id"
+same "$WORK/big" /large/put.bin
+same "$WORK/photo" /in-the-end.png
+equal "what came after the backup" "$(status "$(address "/after the backup.pdf" /download)")" 404
+
 step "All $CHECKS checks passed in $SECONDS s"
