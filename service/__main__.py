@@ -52,6 +52,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     check = commands.add_parser("check", help="look whether everything is as it should be, beside the running service",
                                 epilog="Exit codes: 0 all is well, 1 not all is, 2 it could not be found out.")
     check.add_argument("--repair", action="store_true", help="make good what can be without losing anything")
+    check.add_argument("--many", action="store_true", help="with --repair: however many files have no row")
     check.add_argument("--quick", action="store_true", help="compare sizes; do not read every byte")
     check.add_argument("--json", action="store_true", help="a report for scripts")
     return parser.parse_args(arguments)
@@ -89,7 +90,8 @@ def _dispatch(options: argparse.Namespace, config: Config) -> int:
         return backup.restore(config, options.folder, name=options.snapshot)
     elif options.command == "check":
         from service.run.check import check
-        return check(config, reads=not options.quick, repairs=options.repair, as_json=options.json)
+        return check(config, reads=not options.quick, repairs=options.repair, takes_many=options.many,
+                     as_json=options.json)
     else:
         asyncio.run(Supervisor(config, containers=options.command == "serve").run())
     return 0

@@ -125,6 +125,17 @@ async def list_strays(conn: Connection) -> dict[BlobKey, Stray]:
         quarantined_at=row["quarantined_at"], is_fenced=row["is_fenced"]) for row in await conn.fetch(LIST_STRAYS)}
 
 
+COUNT_SUSPECTS = """
+-- files without a row that were not set aside
+SELECT count(*) FROM strays WHERE quarantined_at IS NULL
+"""
+
+
+async def count_suspects(conn: Connection) -> int:
+    """How many files had no row when the last walk saw them, and are still in their places."""
+    return int(await conn.fetchval(COUNT_SUSPECTS))
+
+
 LIST_EXPIRED_STRAYS = """
 -- what has been in quarantine for its time, behind its fence
 SELECT blob_id, strays.size_bytes FROM strays JOIN blobs ON blobs.id = blob_id AND NOT referable

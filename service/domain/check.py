@@ -31,8 +31,9 @@ class Check:
         self._scrub = Scrub(database, inspector)
         self._strays = Strays(database, inspector, quarantine_days=quarantine_days, settle_seconds=settle_seconds)
 
-    async def run(self, *, reads: bool = True, repairs: bool = False, progress: Progress = no_progress) -> Report:
-        """Check everything; `reads`: every byte too, `repairs`: make good what can be.
+    async def run(self, *, reads: bool = True, repairs: bool = False, takes_many: bool = False,
+                  progress: Progress = no_progress) -> Report:
+        """Check everything; `reads`: every byte too, `repairs`: make good what can be, `takes_many`: strays as well.
 
         Without `repairs` nothing is changed.  With it, no row that names lost bytes is touched: such are reported with
         the files concerned.  `progress` is told what is being done, how far, of how much.
@@ -42,7 +43,11 @@ class Check:
         is_held = await self._check_pairing(report, repairs)
         await self._check_rows(report, repairs, progress)
         await self._check_leftovers(report, repairs and not is_held)
-        await self._check_strays(report, repairs, is_held, progress)
+        walk, findings = await self._check_strays(report, progress)
+        if repairs:
+            repaired = await self._treat(report, walk, takes_many=takes_many, is_held=is_held)
+            findings = [replace(finding, is_repaired=finding.subject in repaired) for finding in findings]
+        report.findings += findings
         await self._check_blobs(report, reads, repairs, repairs and not is_held, progress)
         return report
 
@@ -70,24 +75,25 @@ class Check:
         removed = await self._leftovers.remove(found) if may_remove else []
         report.findings += [leftovers.describe(leftover, is_repaired=leftover in removed) for leftover in found]
 
-    async def _check_strays(self, report: Report, repairs: bool, is_held: bool, progress: Progress) -> None:
+    async def _check_strays(self, report: Report, progress: Progress) -> tuple[Walk, list[Finding]]:
         walk = await self._strays.walk(progress)
         report.files_on_disk = walk.files
         report.in_quarantine = len(walk.quarantined)
         findings = await self._strays.describe(walk)
         findings += [Finding(kind="quarantine", subject=str(key), detail="it was set aside, and is what a row names")
                      for key in walk.quarantined if await self._strays.belongs_back(key)]
-        if repairs:
-            await self._strays.note(walk)
-            repaired = set() if is_held else await self._treat(report, walk)
-            findings = [replace(finding, is_repaired=finding.subject in repaired) for finding in findings]
-        report.findings += findings
+        return walk, findings
 
-    async def _treat(self, report: Report, walk: Walk) -> set[str]:
+    async def _treat(self, report: Report, walk: Walk, *, takes_many: bool, is_held: bool) -> set[str]:
+        """What was made good."""
+        await self._strays.note(walk)
+        if is_held:
+            return set()
         try:
-            done = await self._strays.treat(walk)
+            done = await self._strays.treat(walk, takes_many=takes_many)
         except TooManyStrays as error:
-            report.findings.append(Finding(kind="held", subject="blobs", detail=str(error)))
+            report.findings.append(Finding(kind="held", subject="blobs",
+                                           detail=f"nothing is removed: {error}; if they are right, add --many"))
             return set()
         return {str(key) for key in (*done.set_aside, *done.put_back)}
 

@@ -112,6 +112,11 @@ class Strays:
                      for name in walk.foreign]
         return findings
 
+    async def find_objection(self) -> str | None:
+        """Why nothing may be removed: so many files have no row that the rows are to be doubted.  None: all is well."""
+        async with self._database.connection() as conn:
+            return await _doubt(conn, await strays.count_suspects(conn))
+
     # --- acting ---
 
     async def note(self, walk: Walk) -> None:
@@ -123,27 +128,27 @@ class Strays:
         async with self._database.connection() as conn:
             await strays.delete_other_sightings(conn, list(walk.strays))
 
-    async def treat(self, walk: Walk) -> Done:
+    async def treat(self, walk: Walk, *, takes_many: bool = False) -> Done:
         """Set aside what was seen before, put back what has a row, remove what was aside for its days.
 
-        Raises TooManyStrays before anything was done; OSError and Unavailable: the next round goes on.
+        Raises TooManyStrays before anything was done, unless it `takes_many`; OSError and Unavailable: the next round
+        goes on.
         """
         done = Done()
         async with self._database.connection() as conn:
             ripe = await strays.list_ripe(conn, list(walk.strays), grace_seconds=self._grace_seconds)
             known = await strays.list_strays(conn)
-            count, _ = await damage.count_blobs(conn)
         unlisted = [key for key in walk.quarantined if key not in known or known[key].quarantined_at is None]
         orphans = await self._without_row(unlisted)
-        suspects = len(ripe) + len(orphans)
-        if suspects > max(MIN_LIMIT, count // 1000):
-            raise TooManyStrays(f"{suspects} files seem to have no row, beside {count} blobs that have: nothing is set "
-                                "aside or removed")
+        suspects = len(walk.strays) + len(orphans)
+        async with self._database.connection() as conn:
+            if (doubt := await _doubt(conn, suspects)) is not None and not takes_many:
+                raise TooManyStrays(doubt)
         for stray in known.values():
             if stray.quarantined_at is not None and stray.is_fenced:  # a crash between the fence and the move
                 await self._move(self._inspector.set_aside, stray.key)
         for key, size_bytes in ripe:
-            if await self._set_aside(key, size_bytes, suspects=suspects, blobs_count=count):
+            if await self._set_aside(key, size_bytes, suspects=suspects):
                 done.set_aside.append(key)
         for key, size in (await self._inspector.measure(orphans, aside=True)).items():
             if size is not None:  # set aside by a database that is gone: its days begin anew
@@ -162,12 +167,11 @@ class Strays:
 
         return await self._database.in_transaction(work)
 
-    async def _set_aside(self, key: BlobKey, size_bytes: int, *, suspects: int, blobs_count: int) -> bool:
+    async def _set_aside(self, key: BlobKey, size_bytes: int, *, suspects: int) -> bool:
         if not await self._fence(key, size_bytes):
             log.info("stray.adopted", blob=str(key))
             return False
-        log.warning("stray.quarantined", blob=str(key), size=size_bytes, reason="no row for a day", suspects=suspects,
-                    blobs=blobs_count)
+        log.warning("stray.quarantined", blob=str(key), size=size_bytes, reason="no row for a day", count=suspects)
         return await self._move(self._inspector.set_aside, key)
 
     @staticmethod
@@ -224,3 +228,12 @@ class Strays:
     async def _remove(self, key: BlobKey) -> bool:
         await self._inspector.remove_quarantined(key)
         return True
+
+
+async def _doubt(conn: Connection, suspects: int) -> str | None:
+    if suspects <= MIN_LIMIT:
+        return None
+    count, _ = await damage.count_blobs(conn)
+    if suspects <= max(MIN_LIMIT, count // 1000):
+        return None
+    return f"{suspects} files seem to have no row, beside {count} blobs that have: the rows are to be doubted"

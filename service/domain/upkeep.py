@@ -20,7 +20,7 @@ from service.domain.leftovers import Leftovers
 from service.domain.pairing import Pairing
 from service.domain.scrub import DETAILS, Scrub, Throttle
 from service.domain.strays import Strays, TooManyStrays
-from service.errors import Unavailable
+from service.errors import ServiceError, Unavailable
 from service.storage.base import Inspector
 
 log = structlog.get_logger()
@@ -30,6 +30,7 @@ T = TypeVar("T")
 TURN = "upkeep"
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 86400.0
+MOST_LINES = 20  # of the log, for each check; the gauges have the numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Upkeep:
         self._strays = Strays(database, inspector, quarantine_days=quarantine_days)
         self._scrub = Scrub(database, inspector)
         self._consistency = Consistency(database)
-        self._is_held = True  # until the first round has looked
+        self._is_held = self._is_older = True  # until the first round has looked
         self._has_failed = False
 
     async def run(self) -> None:
@@ -63,6 +64,8 @@ class Upkeep:
             await asyncio.sleep(self._pacing.round_seconds)
             try:
                 await self.take_turn()
+            except ServiceError as error:
+                log.warning("upkeep.ended", reason=str(error))
             except Exception as error:  # whatever it was: the log has it, and the next try may go better
                 log.error("upkeep.ended", exc_info=error)
 
@@ -97,13 +100,10 @@ class Upkeep:
 
     async def round(self) -> bool:
         """One round of everything that is due; whether nothing went wrong with it."""
-        self._is_held = True
         self._has_failed = False
-        objection = await self._step("pairing", self._pairing.confirm)
-        if objection is not None:
-            log.error("removals.held", reason=objection)
-        self._is_held = self._has_failed or objection is not None
-        metrics.HELD.labels("pairing").set(self._is_held)
+        self._is_held = self._is_older = True  # until that was looked at
+        self._is_older = await self._is_objected("pairing", self._pairing.confirm)
+        self._is_held = await self._is_objected("strays", self._strays.find_objection) or self._is_older
         if not self._is_held:
             await self._step("housekeeping", self._housekeeping.run)
             await self._if_due("leftovers", HOUR_SECONDS, self._remove_leftovers)
@@ -113,6 +113,20 @@ class Upkeep:
         await self._step("metrics", self._show_damage)
         metrics.count_sweep("failed" if self._has_failed else "ok")
         return not self._has_failed
+
+    async def _is_objected(self, name: str, look: Callable[[], Awaitable[str | None]]) -> bool:
+        """Whether there is a reason to remove nothing; not to know is one."""
+        reason: str | None = "it could not be found out whether anything may be removed"
+
+        async def step() -> None:
+            nonlocal reason
+            reason = await look()
+
+        await self._step(name, step)
+        if reason is not None:
+            log.error("removals.held", reason=reason)
+        metrics.HELD.labels(name).set(reason is not None)
+        return reason is not None
 
     async def _step(self, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
         """Do it; what goes wrong is logged, and does not keep the other steps."""
@@ -146,17 +160,16 @@ class Upkeep:
         metrics.FINDINGS.labels("stray").set(len(walk.strays))
         metrics.FINDINGS.labels("foreign").set(len(walk.foreign))
         metrics.FINDINGS.labels("quarantine").set(len(walk.quarantined))
-        for finding in await self._strays.describe(walk):
+        for finding in (await self._strays.describe(walk))[:MOST_LINES]:
             log.warning("check.finding", kind=finding.kind, subject=finding.subject, detail=finding.detail)
-        if not self._is_held:
+        if not self._is_older:
             try:
-                done = await self._strays.treat(walk)
+                metrics.SWEPT.labels("strays").inc(len((await self._strays.treat(walk)).removed))
+                metrics.HELD.labels("strays").set(0)
             except TooManyStrays as error:
+                self._is_held = True
                 metrics.HELD.labels("strays").set(1)
                 log.error("removals.held", reason=str(error))
-            else:
-                metrics.HELD.labels("strays").set(0)
-                metrics.SWEPT.labels("strays").inc(len(done.removed))
         return len(walk.strays)
 
     async def _check_rows(self) -> int:
@@ -164,7 +177,7 @@ class Upkeep:
         findings = await self._consistency.find()
         for kind in ("usage", "tree", "version", "unmarked"):
             metrics.FINDINGS.labels(kind).set(sum(finding.kind == kind for finding in findings))
-        for finding in findings:
+        for finding in findings[:MOST_LINES]:
             log.error("check.finding", kind=finding.kind, subject=finding.subject, detail=finding.detail)
         if not self._is_held:
             await self._consistency.repair_marks()

@@ -37,7 +37,7 @@ ADVICE = {
 }
 
 
-def check(config: Config, *, reads: bool, repairs: bool, as_json: bool) -> int:
+def check(config: Config, *, reads: bool, repairs: bool, takes_many: bool, as_json: bool) -> int:
     """Check everything, tell about it on standard output; the exit code: HEALTHY, UNHEALTHY or UNKNOWN."""
     os.umask(0o077)
     logs.configure(config.log_level)
@@ -47,7 +47,7 @@ def check(config: Config, *, reads: bool, repairs: bool, as_json: bool) -> int:
             if missing := [name for name, is_applied in migrations.status(dsn) if not is_applied]:
                 raise MigrationError(f"the database has not the schema of this version ({', '.join(missing)} missing); "
                                      "migrate it first")
-            report = asyncio.run(_run(config, dsn, reads=reads, repairs=repairs))
+            report = asyncio.run(_run(config, dsn, reads=reads, repairs=repairs, takes_many=takes_many))
     except (StartError, MigrationError, ServiceError, asyncpg.PostgresError, OSError) as error:
         print(f"error: it could not be checked: {error}", file=sys.stderr)
         return UNKNOWN
@@ -63,13 +63,14 @@ def _look_before(config: Config) -> None:
             raise StartError(f"there is no service in {config.data_root}: it has no folder {folder.name}")
 
 
-async def _run(config: Config, dsn: str, *, reads: bool, repairs: bool) -> Report:
+async def _run(config: Config, dsn: str, *, reads: bool, repairs: bool, takes_many: bool) -> Report:
     line = Progress("check:")
     db = await Database.open(dsn, size=2)
     inspector = LocalInspector(config.data_root)
     try:
         return await Check(db, inspector, quarantine_days=config.quarantine_days).run(
-            reads=reads, repairs=repairs, progress=lambda *step: line.tell(_describe_step(*step)))
+            reads=reads, repairs=repairs, takes_many=takes_many,
+            progress=lambda *step: line.tell(_describe_step(*step)))
     finally:
         line.clear()
         inspector.close()

@@ -362,7 +362,7 @@ async def test_question_that_fails_ends_the_round_before_anything_is_touched(
         world: World, eager: Strays, failpoints: Failpoints) -> None:
     key = litter(world)
     for point in ("strays.list_unknown before", "strays.insert_sightings before", "strays.list_ripe before",
-                  "damage.count_blobs after"):
+                  "strays.list_strays after"):
         failpoints.reset()
         failpoints.arm(point, raise_surprise)
         with pytest.raises(ZeroDivisionError):

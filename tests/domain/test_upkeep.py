@@ -177,16 +177,23 @@ async def test_step_that_fails_does_not_keep_the_others(
         assert [row["name"] for row in await world.observer.fetch("SELECT name FROM checks ORDER BY name")] == kept
 
 
-async def test_too_many_strays_are_shown_and_nothing_is_touched(
-        world: World, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_strays_are_shown_and_nothing_is_touched_until_somebody_takes_them(
+        world: World, caller: Caller, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.domain.strays.MIN_LIMIT", 2)
     keys = {litter(world) for _ in range(3)}
-    for held in (0, 1):
+    for _ in range(3):
         assert await make(world, inspector).round()
-        assert value(metrics.HELD, "strays") == held
+        assert value(metrics.HELD, "strays") == 1
+        await world.put(caller, "/gone", b"gone")
+        keys.add((await world.put(caller, "/gone", b"gone too")).file.blob_key)
+        await world.delete(caller, "/gone")  # nor does anything else go
         await days_later(world)
-    assert world.blobs() == keys
-    monkeypatch.undo()
+    assert len(world.blobs()) == 9 and world.blobs() > keys
+    check = Check(world.database, inspector, settle_seconds=0)
+    report = await check.run(repairs=True)
+    assert [finding.kind for finding in report.findings].count("held") == 1 and len(world.blobs()) == 9
+    assert (await check.run(repairs=True, takes_many=True)).is_healthy
+    assert len(in_quarantine(world)) == 3
     assert await make(world, inspector).round()
     assert world.blobs() == set() and value(metrics.HELD, "strays") == 0
 
