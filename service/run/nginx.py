@@ -30,6 +30,7 @@ FOLDER = Path(__file__).parents[2] / "nginx"
 TEMPLATE = "nginx.conf.template"
 FRAME_BYTES = 2**20  # what a form adds to the bytes of its file, at most
 MAX_OPEN_FILES = 16384
+UPLOADS_PER_ADDRESS = 256  # at the same time, of those that are too large for memory
 # below the folder `memory`
 GENERATIONS = "generations"
 DECISIONS = "decisions"
@@ -136,6 +137,7 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: Ad
         "decisions_server": "{{include decisions.conf}}" if njs else "",
         "decisions": _quote(f"{njs.memory}/{DECISIONS}") if njs else "",
         "listen": _listen(config),
+        "uploads_per_address": str(UPLOADS_PER_ADDRESS),
         "problem": PROBLEM,
         "max_body_size": str(config.max_upload_size + FRAME_BYTES),
     }

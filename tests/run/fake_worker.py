@@ -29,7 +29,7 @@ async def preflight(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()
     if status in (0, 204, 500):
-        return web.Response(status=status or 500)
+        return web.Response(status=status or 500, headers={"X-Admitted": "yes"} if status == 204 else {})
     headers = {"X-Reject": str(status), "X-Reject-Body": problem(status)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

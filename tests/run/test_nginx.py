@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -285,6 +286,48 @@ async def test_upload_over_the_limit_is_413(front: Front) -> None:
     answer = await front.raw(f"{UPLOAD}\nTransfer-Encoding: chunked", f"{size:x}\r\n".encode() + bytes(2**20))
     check_problem(answer, 413, "too_large")
     wait_for(lambda: not front.spooled(), "the spooled part is removed")
+
+
+async def test_body_that_cannot_be_written_is_507(front: Front) -> None:
+    """Whether it was announced or not; the worker has let it begin, and sees nothing of it."""
+    shutil.rmtree(front.prefix / "body")
+    (front.prefix / "body").touch()  # as good as a disk without room: no file can be made
+    for head in (f"Content-Length: {len(LARGE)}", "Transfer-Encoding: chunked"):
+        body = LARGE if "Length" in head else b"%x\r\n%s\r\n0\r\n\r\n" % (len(LARGE), LARGE)
+        check_problem(await front.raw(f"{UPLOAD}\n{head}", body), 507, "storage_full")
+    assert {seen[""] for seen in front.seen} == {"GET /_preflight"}
+    (front.prefix / "body").unlink()
+    (front.prefix / "body").mkdir(mode=0o700)
+    assert (await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)).status == 201
+
+
+@pytest.fixture
+def few_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bodies from one address at the same time."""
+    monkeypatch.setattr(nginx, "UPLOADS_PER_ADDRESS", 2)
+
+
+async def test_many_bodies_at_once_from_one_address_are_429_before_they_come(few_uploads: None, front: Front) -> None:
+    begun = [await asyncio.open_connection("127.0.0.1", front.port) for _ in range(2)]
+    for _, writer in begun:
+        writer.write(UPLOAD.replace("\n", "\r\n").encode() + b"\r\nContent-Length: 20000000\r\n\r\n" + bytes(2_000_000))
+        await writer.drain()
+
+    async def are_spooled() -> bool:
+        return len(front.spooled()) == 2
+
+    await wait_for_async(are_spooled, "both are on their way")
+    answer = await front.raw(f"{UPLOAD}\nContent-Length: 20000000\nExpect: 100-continue")
+    check_problem(answer, 429, "too_many_requests")
+    assert answer.headers["retry-after"] and answer.interim == []
+    assert (await front.raw("GET /file/list HTTP/1.1\nHost: x")).status == 200  # nothing else is counted
+    for _, writer in begun:
+        writer.close()
+
+    async def is_free() -> bool:
+        return (await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)).status == 201
+
+    await wait_for_async(is_free, "whoever has left is not counted any more")
 
 
 async def test_client_that_leaves_in_the_middle_leaves_nothing(front: Front) -> None:
