@@ -42,7 +42,7 @@ class Bench:
     def fresh(self) -> str:
         """A path where nothing has been."""
         self._count += 1
-        return f"/{self._count % 50}/{self._count}"
+        return f"/{self._count}"
 
     def body(self, size_bytes: int = BODY_BYTES) -> bytes:
         """Bytes that nothing has had."""
@@ -68,23 +68,20 @@ class Bench:
 Change = Callable[[Bench], Awaitable[Callable[[], Awaitable[Reply | None]]]]
 
 
-async def _put(bench: Bench, size_bytes: int) -> Callable[[], Awaitable[Reply | None]]:
-    path, body = f"/new{bench.fresh()}/file", bench.body(size_bytes)
+async def upload(bench: Bench) -> Callable[[], Awaitable[Reply | None]]:
+    """A new file in a new folder."""
+    path, body = f"/new{bench.fresh()}/file", bench.body()
     return lambda: bench.account.put(path, body)
 
 
-async def upload(bench: Bench) -> Callable[[], Awaitable[Reply | None]]:
-    """A new file in a new folder."""
-    return await _put(bench, BODY_BYTES)
-
-
 async def small_upload(bench: Bench) -> Callable[[], Awaitable[Reply | None]]:
-    """One that fits into memory."""
-    return await _put(bench, 100)
+    """One that fits into memory, in a folder that is there."""
+    path, body = bench.fresh(), bench.body(100)
+    return lambda: bench.account.put(path, body)
 
 
 async def form(bench: Bench) -> Callable[[], Awaitable[Reply | None]]:
-    """The same by a form."""
+    """By a form."""
     path, body = bench.fresh(), bench.body()
     return lambda: bench.account.post(path, body)
 
