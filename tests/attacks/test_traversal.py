@@ -152,7 +152,7 @@ BODIES: list[tuple[str, dict[str, object], str]] = [
     ("POST /file/copy", {"to": "/x"}, "from"), ("POST /file/versions/restore", {"version": 1}, "path"),
     ("POST /file/link", {}, "path"), ("POST /file/sign", {"expires_in": 60}, "path"),
     ("POST /file/trash/restore", {"id": str(uuid.UUID(int=1))}, "to")]
-OPERATIONS: list[tuple[dict[str, str], str]] = [
+OPERATIONS: list[tuple[dict[str, object], str]] = [
     ({"op": "delete"}, "path"), ({"op": "move", "to": "/x"}, "from"), ({"op": "copy", "from": "/own"}, "to")]
 
 
@@ -164,7 +164,7 @@ async def test_traversing_paths_at_every_other_door_are_refused_or_plain_names(a
              for query in QUERIES for text, outcome in IN_ADDRESS]
     for text, outcome in IN_FIELD:
         given = text.format(m=marker)
-        documents: list[tuple[str, dict[str, object]]] = [
+        documents: list[tuple[str, object]] = [
             *((line, {**more, field: given}) for line, more, field in BODIES),
             *(("POST /file/batch", {"operations": [{**more, field: given}]}) for more, field in OPERATIONS)]
         shots += [(request(line, "Content-Type: application/json", token=api.token, body=orjson.dumps(document)),

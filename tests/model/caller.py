@@ -34,10 +34,24 @@ def text_of(path: Path) -> str:
     return "/" + "/".join(path)
 
 
+@dataclass(frozen=True)
+class Keyed:
+    """A change that was asked for with a key, and made."""
+
+    method: str
+    address: str
+    data: object
+    headers: Mapping[str, str]
+    query: Mapping[str, object] | None
+    answer: Answer
+
+
 class Client:
-    """An account with a quota, in bytes."""
+    """An account with a quota, in bytes.  Every other change is asked for with a key of its own."""
 
     def __init__(self, stack: Stack, quota: int) -> None:
+        self.last: Keyed | None = None
+        self._changes = 0
         self._connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=60)
         self._token = ""
         username = f"model-{uuid.uuid4().hex}"
@@ -51,18 +65,26 @@ class Client:
              query: Mapping[str, object] | None = None) -> Answer:
         """One request; `data` is bytes, or what is sent as JSON; a parameter that is None is left out."""
         sent = dict(headers or {})
+        if method != "GET" and self._token:
+            self._changes += 1
+            if self._changes % 2:
+                sent.setdefault("Idempotency-Key", f'"{uuid.uuid4()}"')
+        asked = dict(sent)
         if self._token:
             sent["Authorization"] = f"Bearer {self._token}"
         body = data if isinstance(data, bytes) else None
         if data is not None and body is None:
             body, sent["Content-Type"] = orjson.dumps(data), "application/json"
+        parameters = ""
         if given := {name: value for name, value in (query or {}).items() if value is not None}:
-            address += "?" + urlencode(given, quote_via=quote)
-        self._connection.request(method, address, body=body, headers=sent)
+            parameters = "?" + urlencode(given, quote_via=quote)
+        self._connection.request(method, address + parameters, body=body, headers=sent)
         with self._connection.getresponse() as response:
             answer = Answer(response.status, {name.lower(): value for name, value in response.getheaders()},
                             response.read())
         assert answer.status < 500 or answer.status == 507, (method, address, answer)
+        if answer.status < 300 and "Idempotency-Key" in asked:
+            self.last = Keyed(method, address, data, asked, query, answer)
         return answer
 
     def follow(self, url: str) -> Answer:

@@ -387,6 +387,27 @@ class Machine(RuleBasedStateMachine):
         assert self.client.send("DELETE", f"/file/link/{self.account.links.pop(url).id}").status in (204, 404)
         assert self.client.follow(url).status == 404
 
+    # --- changes that are sent again ---
+
+    @precondition(lambda self: self.client.last)
+    @rule()
+    def repeat(self) -> None:
+        """With its key a change has its answer again, whatever came after it, and is not made again."""
+        last = self.client.last
+        assert last is not None
+        answer = self.client.send(last.method, last.address, last.data, headers=last.headers, query=last.query)
+        assert (answer.status, answer.body) == (last.answer.status, last.answer.body)
+        assert answer.headers.get("etag") == last.answer.headers.get("etag")
+
+    @precondition(lambda self: self.client.last)
+    @rule(path=paths, data=contents)
+    def reuse(self, path: Path, data: bytes) -> None:
+        """The key of another request is refused."""
+        last = self.client.last
+        assert last is not None
+        key = {"Idempotency-Key": last.headers["Idempotency-Key"]}
+        assert self.client.send("PUT", "/file", data + b"!", headers=key, query={"path": text_of(path)}).status == 422
+
     # --- after each step ---
 
     @invariant()
