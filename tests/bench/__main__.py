@@ -23,7 +23,7 @@ from typing import Any
 from service.run import programs
 from tests.bench import processes, report, rivals, rows_large, rows_lists, rows_memory, rows_small
 from tests.bench.contenders import Service
-from tests.bench.figures import Sample, ratios
+from tests.bench.figures import Sample, cpu_parts, ratios
 from tests.bench.limit import Limit
 from tests.bench.report import Report, Result
 from tests.bench.rows import FAILURES, FULL, QUICK, Bench, Look, Row, Runner
@@ -194,8 +194,10 @@ def _summary(result: Result) -> str:
     if "other" in result.samples:
         change = ratios(result.samples[result.subject], result.samples["other"])
         text += f"; against the other checkout {change.median:.2f} ({change.lowest:.2f}-{change.highest:.2f})"
+    parts = ", ".join(f"{name} {report.cpu_text(result.unit, value)}"
+                      for name, value in cpu_parts(result.samples[result.subject]).items())
     cpu = ", ".join(f"{name} {report.cpu_text(result.unit, value)}" for name, value in result.cpu.items())
-    return f"{text}; processor time {cpu}; others used {result.foreign_share:.0%} of the machine"
+    return f"{text}; processor time: {cpu} ({result.subject}: {parts}); others used {result.foreign_share:.0%}"
 
 
 def main() -> int:

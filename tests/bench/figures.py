@@ -1,8 +1,8 @@
 """What a measurement is, and what several of them say: rates, medians, ratios within a round, changes."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 TOLERANCE = 0.10
@@ -20,6 +20,8 @@ class Timed(NamedTuple):
     seconds: float
     cpu_seconds: float = 0.0
     """Of programs that do a part of the work but are not below the contender's process."""
+    check: Callable[[], None] = lambda: None
+    """To be called when the clocks have stopped: raises WrongAnswer if this must not be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Sample:
     """Of all processes of the contender, its database included."""
     foreign_share: float
     """What part of the machine's processors neither the contenders nor the client have used."""
+    cpu_by_program: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -62,6 +65,14 @@ def rates(samples: Sequence[Sample]) -> Spread:
 def cpu_per_unit(samples: Sequence[Sample]) -> float:
     """Processor seconds for each unit, over all runs: the ticks of one short run are too coarse."""
     return sum(sample.cpu_seconds for sample in samples) / sum(sample.units for sample in samples)
+
+
+def cpu_parts(samples: Sequence[Sample]) -> dict[str, float]:
+    """The same by program, the greatest first."""
+    units = sum(sample.units for sample in samples)
+    names = {name for sample in samples for name in sample.cpu_by_program}
+    parts = {name: sum(sample.cpu_by_program.get(name, 0.0) for sample in samples) / units for name in names}
+    return {name: parts[name] for name in sorted(names, key=lambda name: -parts[name]) if parts[name] > 0}
 
 
 def ratios(subject: Sequence[Sample], reference: Sequence[Sample]) -> Spread:

@@ -24,16 +24,23 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(*pids: int) -> float:
-    """Processor time of some processes, all that are below them and all that were."""
-    ticks = 0
+def cpu_by_program(*pids: int) -> dict[str, float]:
+    """Processor seconds of some processes, all that are below them and all that were, by the program's name."""
+    seconds: dict[str, float] = {}
     for pid in (member for top in pids for member in tree(top)):
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
+            head, _, tail = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        ticks += sum(map(int, fields[11:15]))  # utime, stime, and both of children that were waited for
-    return ticks / TICKS
+        # utime, stime, and both of children that were waited for
+        name = head.partition("(")[2]
+        seconds[name] = seconds.get(name, 0.0) + sum(map(int, tail.split()[11:15])) / TICKS
+    return seconds
+
+
+def cpu_seconds(*pids: int) -> float:
+    """Processor seconds of some processes, all that are below them and all that were."""
+    return sum(cpu_by_program(*pids).values())
 
 
 def machine_seconds() -> float:
@@ -51,14 +58,15 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._others = machine_seconds() - cpu_seconds(os.getpid())
-        self._cpu = cpu_seconds(*self.pids)
+        self._cpu = cpu_by_program(*self.pids)
         self._start = time.perf_counter()
 
-    def read(self) -> tuple[float, float]:
-        """Processor seconds, and the part of the machine that others have used."""
-        seconds = time.perf_counter() - self._start
+    def read(self) -> tuple[dict[str, float], float]:
+        """Processor seconds by program, and the part of the machine that others have used."""
+        elapsed = time.perf_counter() - self._start
         others = machine_seconds() - cpu_seconds(os.getpid()) - self._others
-        return cpu_seconds(*self.pids) - self._cpu, max(0.0, others / (seconds * (os.cpu_count() or 1)))
+        cpu = {name: seconds - self._cpu.get(name, 0.0) for name, seconds in cpu_by_program(*self.pids).items()}
+        return cpu, max(0.0, others / (elapsed * (os.cpu_count() or 1)))
 
 
 def busy_share(seconds: float = 2.0) -> float:

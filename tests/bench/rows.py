@@ -109,8 +109,9 @@ class Runner:
         """One run, with what it cost."""
         watch = Watch(self.pids)
         timed = self.run()
-        cpu_seconds, foreign_share = watch.read()
-        return Sample(timed.units, timed.seconds, cpu_seconds + timed.cpu_seconds, foreign_share)
+        cpu, foreign_share = watch.read()
+        timed.check()
+        return Sample(timed.units, timed.seconds, sum(cpu.values()) + timed.cpu_seconds, foreign_share, cpu)
 
 
 @dataclass(frozen=True)

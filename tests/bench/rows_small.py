@@ -114,9 +114,9 @@ class Upload(Row):
             seconds=bench.effort.seconds, names=self._names, is_forced=contender is bench.limit)
         files = wrk.UPLOAD_CONNECTIONS * self._names
         # each connection may have had one more on its way
-        wrk.check_stored(contender, folder, UPLOAD_BYTES, files or int(timed.units),
-                         files or int(timed.units) + wrk.UPLOAD_CONNECTIONS)
-        return timed
+        return timed._replace(check=partial(
+            wrk.check_stored, contender, folder, UPLOAD_BYTES, files or int(timed.units),
+            files or int(timed.units) + wrk.UPLOAD_CONNECTIONS))
 
 
 ROWS: tuple[Row, ...] = (

@@ -16,9 +16,9 @@ import pytest
 from tests.bench import __main__ as bench, processes, report, rows_lists, transfers, wrk
 from tests.bench.contenders import Contender, sha256
 from tests.bench.figures import (
-    Sample, Spread, Timed, WrongAnswer, cpu_per_unit, has_fallen, is_below, rates, ratios)
+    Sample, Spread, Timed, WrongAnswer, cpu_parts, cpu_per_unit, has_fallen, is_below, rates, ratios)
 from tests.bench.report import Report, Result
-from tests.bench.rows import Observation
+from tests.bench.rows import Observation, Runner
 from tests.bench.transfers import Source
 
 README = Path(__file__).parents[2] / "README.md"
@@ -59,6 +59,11 @@ def test_rate_and_processor_time() -> None:
     samples = [sample(10, seconds=1, cpu_seconds=1), sample(30, seconds=1, cpu_seconds=1)]
     assert rates(samples) == Spread(20, 10, 30)
     assert cpu_per_unit(samples) == 2 / 40
+
+
+def test_processor_time_by_program() -> None:
+    samples = [Sample(10, 1, 1, 0, {"a": 0.25, "b": 0.75}), Sample(10, 1, 1, 0, {"b": 0.5, "c": 0.0})]
+    assert list(cpu_parts(samples).items()) == [("b", 1.25 / 20), ("a", 0.25 / 20)]
 
 
 @pytest.mark.parametrize(("now", "accepted", "has"), [(0.90, 1.0, False), (0.89, 1.0, True), (0.1, None, False)])
@@ -182,6 +187,15 @@ def answering(answer: Answer, tmp_path: Path) -> Iterator[Fake]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_run_is_checked_before_it_counts() -> None:
+    def refuse() -> None:
+        raise WrongAnswer("not stored")
+
+    assert Runner("fake", (os.getpid(),), lambda: Timed(10, 2)).measure().rate == 5
+    with pytest.raises(WrongAnswer):
+        Runner("fake", (os.getpid(),), lambda: Timed(10, 2, check=refuse)).measure()
 
 
 RIGHT = b"r" * 1024
