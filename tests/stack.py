@@ -51,7 +51,8 @@ class Stack:
         """What the service is started with."""
         settings = {
             "PORT": str(self.port), "DATA_ROOT": str(self.root), "BCRYPT_COST": "4", "WORKERS": "2",
-            "LOGIN_ATTEMPTS_PER_MINUTE": "1000000", "REQUESTS_PER_MINUTE": "1000000", "MIN_FREE_SPACE": "1000000",
+            "LOGIN_ATTEMPTS_PER_MINUTE": "1000000", "REQUESTS_PER_MINUTE": "1000000", "COSTLY_REQUESTS_PER_MINUTE": "0",
+            "MIN_FREE_SPACE": "1000000",
             **self.settings}
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FILE_STORAGE_")}
         return clean | {f"FILE_STORAGE_{name}": value for name, value in settings.items()}
