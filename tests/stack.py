@@ -1,6 +1,8 @@
 """The whole service as a user starts it, for tests: `python -m service run` with its own data root and port."""
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,10 +17,18 @@ STOP_SECONDS = 45.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now.
+
+    Below those that the system gives to connections, and from a range of this process's own where tests run side by
+    side (pytest-xdist): nobody takes it before it is used.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(11000 + 2000 * (worker % 10), 13000 + 2000 * (worker % 10))
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = secrets.choice(ports)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from service.run.programs import Program
 from tests.run import fake_worker
 from tests.run.conftest import wait_for, wait_for_async
 from tests.run.fake_worker import BLOB, SEEN
+from tests.stack import free_port
 
 LIMIT = 64 * 2**30
 TEN_GIB = 10 * 2**30
@@ -92,12 +92,6 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
     assert len(set(names)) == len(names), f"a header twice: {head}"
     headers = {name.lower(): value for name, value in pairs}
     return Answer(status, headers, await reader.readexactly(int(headers.get("content-length", "0"))), interim)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_nginx(program: Program, root: Path, port: int, sockets: list[Path]) -> "tuple[Path, subprocess.Popen[bytes]]":

@@ -19,6 +19,7 @@ from service.run import folders, processes
 from service.run.postgres import EmbeddedPostgres
 from service.run.programs import Program
 from tests.run.conftest import PROJECT, is_alive, wait_for, working_in
+from tests.stack import free_port
 
 PATIENCE_SECONDS = 60
 
@@ -29,12 +30,6 @@ def command_line(pid: int) -> str:
         return (Path("/proc") / str(pid) / "cmdline").read_text()
     except OSError:
         return ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(slots=True)
