@@ -7,9 +7,10 @@ functions of the domain need not pass it on.
 """
 
 import hashlib
+import hmac
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -26,10 +27,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Request:
-    """The request under way, and a digest of all that it asks for."""
+    """The request under way: what its key is kept as, and a digest of all that it asks for.
+
+    The key is what the digest is made with, and itself not kept: what was asked for may be a password of a link, which
+    nobody can try out then who only has the rows.
+    """
 
     key: str
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: hmac.HMAC
     is_used: bool = False
     is_replay: bool = False
 
@@ -39,7 +44,11 @@ _REQUEST: ContextVar[_Request | None] = ContextVar("request_with_a_key", default
 
 def begin(key: str | None) -> None:
     """A request begins; None if it has no key, or is of a kind that takes none."""
-    _REQUEST.set(None if key is None else _Request(key))
+    _REQUEST.set(None if key is None else _Request(_kept(key), hmac.new(key.encode(), digestmod="sha256")))
+
+
+def _kept(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def describe(*parts: object) -> None:
@@ -117,7 +126,7 @@ async def begun(database: Database, user_id: UserId) -> datetime | None:
 async def is_done(database: Database, caller: Caller, key: str) -> bool:
     """Whether a request with the key was carried out."""
     async with database.connection() as conn:
-        return await requests.get_request(conn, caller.user_id, key) is not None
+        return await requests.get_request(conn, caller.user_id, _kept(key)) is not None
 
 
 # --- results as text ---

@@ -2,7 +2,7 @@
 -- depends: 0001_users
 
 -- Written in the transaction of the change, so that one is never there without the other: the key first, for which all
--- others wait, the result last; nobody else ever sees a row without a result.
+-- others wait, the result last; nobody else ever sees a row without a result.  Of the key there is only a digest.
 CREATE TABLE requests (
     user_id uuid NOT NULL CONSTRAINT requests_user_id_fkey REFERENCES users ON DELETE CASCADE,
     key text COLLATE "C" NOT NULL CONSTRAINT requests_key_check CHECK (octet_length(key) BETWEEN 1 AND 255),

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.db import outcomes
+from service.db import blobs, files, outcomes, users
 from service.db import requests as request_rows
 from service.db.pool import Connection
 from service.domain import requests
@@ -25,10 +25,11 @@ from service.errors import (
 from service.model import (
     BlobKey, Caller, Conditions, Contents, File, FileId, Folder, Link, LinkId, SessionId, UserId, VersionId, new_uuid,
 )
+from tests.client import until
 from tests.domain.commit_proxy import Moment
 from tests.domain.failpoints import Failpoints
 from tests.domain.retries import (
-    CHANGES, as_request, attempt, change, fill, retried_after_a_lost_commit, state,
+    CHANGES, as_request, attempt, change, fill, make_link, retried_after_a_lost_commit, state,
 )
 from tests.invariants import check_all
 from tests.world import MAX_UPLOAD_BYTES, World
@@ -230,6 +231,41 @@ async def test_request_of_an_account_that_is_gone_is_refused(world: World, calle
     await check_all(world.dsn, world.root)
 
 
+async def test_account_deleted_while_a_request_has_its_key_goes_with_all_of_it(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    """The two wait for each other, until PostgreSQL ends one of them, which is tried again."""
+    async def delete(conn: Connection) -> None:
+        await files.lock_tree(conn, caller.user_id)
+        await users.lock_user(conn, caller.user_id, "x")
+        await blobs.release_user(conn, caller.user_id)
+        await users.delete_user(conn, caller.user_id)
+
+    async def is_blocked() -> bool:
+        return bool(await world.observer.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"))
+
+    upload = attempt("key", lambda: world.put(caller, "/a", b"bytes"))
+    async with failpoints.paused("files.lock_tree_shared before", upload) as task:
+        deletion = asyncio.create_task(world.database.in_transaction(delete))
+        await until(is_blocked)
+    ended = await task
+    await deletion
+    assert ended.error is None or isinstance(ended.error, NotFound | Unauthenticated)
+    assert await world.observer.fetchval("SELECT count(*) FROM users") == 0
+    assert await world.observer.fetchval("SELECT count(*) FROM requests") == 0
+    await check_all(world.dsn, world.root)
+
+
+async def test_neither_keys_nor_secrets_are_kept(world: World) -> None:
+    caller = await fill(world)
+    tokens = [(await as_request(key, lambda: make_link(world, caller), b"a secret word"))[1]
+              for key in ("one", "other")]
+    rows = await world.observer.fetch("SELECT * FROM requests")
+    assert len({row["fingerprint"] for row in rows}) == 2, "the same digest, although the keys differ"
+    kept = repr([tuple(row.values()) for row in rows])
+    assert not any(secret in kept for secret in ("'one'", "secret", *tokens))
+
+
 # --- the trash, which takes several transactions to empty ---
 
 async def test_trash_that_was_emptied_keeps_what_came_later(world: World) -> None:
@@ -259,12 +295,12 @@ async def test_trash_that_was_emptied_keeps_what_came_later(world: World) -> Non
 # --- how long ---
 
 async def test_key_is_kept_for_a_day_by_the_clock_of_the_database(world: World, caller: Caller) -> None:
-    for key in ("old", "young"):
+    for key, age in (("old", timedelta(hours=24, seconds=1)), ("young", timedelta(hours=23, minutes=59))):
         await as_request(key, lambda: world.put(caller, f"/{key}", b"x"))
-    await world.observer.execute("UPDATE requests SET created_at = now() - CASE key WHEN 'old' THEN interval '24 hours "
-                                 "1 second' ELSE interval '23 hours 59 minutes' END")
+        await world.observer.execute("UPDATE requests SET created_at = now() - $1::interval WHERE created_at > "
+                                     "now() - interval '1 hour'", age)
     await world.housekeeping.run()
-    assert await world.observer.fetchval("SELECT array_agg(key) FROM requests") == ["young"]
+    assert await world.observer.fetchval("SELECT count(*) FROM requests") == 1
     assert (await as_request("old", lambda: world.put(caller, "/old", b"x"))).file.version == 2
     assert (await as_request("young", lambda: world.put(caller, "/young", b"x"))).file.version == 1
 
