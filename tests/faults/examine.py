@@ -4,21 +4,23 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 from uuid import UUID
 
-from tests.client import Api
-from tests.faults.clients import Account
+from tests.client import Api, Reply
+from tests.faults.clients import NO_ANSWER, PAUSE_SECONDS, Account
 from tests.faults.recorder import Damage
 from tests.invariants import Snapshot, check_all, take_snapshot
 
 TOGETHER = 8
+TRIES = 100
 
 
 async def examine(accounts: Sequence[Account], dsn: str, root: Path) -> tuple[Damage, list[str]]:
     """The damage, and what it is, in words; nothing may be under way."""
     damage, words = Damage(), []
     for account in accounts:
-        reply = await account.api.call("GET", "/file/list")
+        reply = await look(account.api, "/file/list")
         if reply.status == 401:  # the account, or its session, which were acknowledged before anything else
             damage.lost += 1 + len(account.ledger.known)
             words.append(f"the account {account.api.username} is gone: {reply.body!r}")
@@ -44,13 +46,27 @@ async def examine(accounts: Sequence[Account], dsn: str, root: Path) -> tuple[Da
     return damage, words
 
 
+async def look(api: Api, address: str) -> Reply:
+    """The answer to a GET; asked again when there is none, since a part of the service may be starting again."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            reply = await api.call("GET", address)
+            if reply.status != 503 or not tries_left:
+                return reply
+        except NO_ANSWER:
+            if not tries_left:
+                raise
+        await asyncio.sleep(PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
 async def _read_all(api: Api, listed: Sequence[dict[str, str]]) -> list[str]:
     """Download every file; which came with other bytes than the list says."""
     gate = asyncio.Semaphore(TOGETHER)
 
     async def read(file: dict[str, str]) -> str | None:
         async with gate:
-            reply = await api.get(file["path"], expect=None)
+            reply = await look(api, f"/file/download?path={quote(file['path'])}")
         if reply.status == 200 and hashlib.sha256(reply.body).hexdigest() == file["sha256"]:
             return None
         return f"{file['path']} is answered with {reply.status} and {len(reply.body)} bytes"

@@ -1,0 +1,204 @@
+"""Parts of the service are killed, stopped and restarted while clients write and read (F6, F8, F13, F23).
+
+Every reader compares what it gets with what was acknowledged; at the end everything is compared.  Nothing was done by
+hand but what was done to the part.
+"""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+import aiohttp
+import pytest
+
+from service.run import processes
+from tests.cache.conftest import RedisServer
+from tests.faults.examine import check_invariants
+from tests.faults.load import PATIENCE_SECONDS, PROBE_SECONDS, Load, under_load
+from tests.faults.machine import descendants
+from tests.faults.recorder import Recorder
+from tests.faults.sites import FaultyStack
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of our own."""
+    binary = shutil.which("redis-server")
+    assert binary is not None
+    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[FaultyStack]:
+    """One service for all of them, as `make run` starts it, with Redis."""
+    stack = FaultyStack(tmp_path_factory.mktemp("load") / "data",
+                        {"REDIS_URL": redis.url, "ACCESS_TOKEN_TTL": "86400"})
+    try:
+        stack.start()
+        yield stack
+    finally:
+        if stack.process is not None:
+            stack.stop()
+
+
+def postmaster(stack: FaultyStack) -> int:
+    """PostgreSQL's first process."""
+    return int((stack.root / "postgres" / "postmaster.pid").read_text(encoding="utf-8").split()[0])
+
+
+def backends(stack: FaultyStack) -> list[int]:
+    """PostgreSQL's other processes."""
+    return descendants(postmaster(stack))
+
+
+# --- what is killed, and comes back by itself ---
+
+async def kill_postgres(load: Load) -> None:
+    """As a crash does."""
+    processes.send([postmaster(load.stack)], signal.SIGKILL)
+
+
+async def restart_postgres(load: Load) -> None:
+    """pg_ctl -m immediate."""
+    processes.send([postmaster(load.stack)], signal.SIGQUIT)
+
+
+async def kill_backend(load: Load) -> None:
+    """One connection's process; PostgreSQL then ends all others and recovers."""
+    processes.send(backends(load.stack)[-1:], signal.SIGKILL)
+
+
+async def kill_worker(load: Load) -> None:
+    """One that answers."""
+    processes.send(load.stack.workers()[:1], signal.SIGKILL)
+
+
+async def end_worker(load: Load) -> None:
+    """One is asked to end; it finishes what it has begun."""
+    processes.send(load.stack.workers()[:1], signal.SIGTERM)
+
+
+async def kill_nginx(load: Load) -> None:
+    """Its master."""
+    processes.send(load.stack.nginx()[:1], signal.SIGKILL)
+
+
+async def kill_nginx_worker(load: Load) -> None:
+    """One that moves bytes."""
+    processes.send(load.stack.nginx()[1:2], signal.SIGKILL)
+
+
+async def stop_and_start(load: Load) -> None:
+    """The whole service is ended in order, while everybody writes, and started again."""
+    assert await asyncio.to_thread(load.stack.stop) == 0
+    await asyncio.to_thread(load.stack.start)
+
+
+async def kill_and_start(load: Load) -> None:
+    """Everything is gone at once."""
+    await asyncio.to_thread(load.stack.kill)
+    await asyncio.to_thread(load.stack.start)
+
+
+KILLS: dict[str, Callable[[Load], Awaitable[None]]] = {
+    "F1 service killed": kill_and_start, "F1 worker killed": kill_worker, "F6 PostgreSQL killed": kill_postgres,
+    "F6 PostgreSQL restarted at once": restart_postgres, "F6 backend killed": kill_backend,
+    "F13 nginx killed": kill_nginx, "F13 nginx worker killed": kill_nginx_worker,
+    "F23 worker asked to end": end_worker, "F23 service stopped under load": stop_and_start}
+
+
+@pytest.mark.parametrize("fault", KILLS)
+async def test_what_was_acknowledged_survives_and_the_service_is_back_by_itself(
+        loaded: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int, fault: str) -> None:
+    async with under_load(loaded, session, recorder.line(fault)) as load:
+        for _ in range(rounds):
+            await load.inject(lambda: KILLS[fault](load))
+
+
+# --- what hangs ---
+
+async def test_postgres_that_hangs_is_a_503_and_then_used_again(
+        loaded: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int) -> None:
+    async with under_load(loaded, session, recorder.line("F6 PostgreSQL stopped (SIGSTOP)")) as load:
+        async def hang() -> None:
+            stopped = [*backends(load.stack), postmaster(load.stack)]
+            processes.send(stopped, signal.SIGSTOP)
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while await load.try_change() != 503:
+                        await asyncio.sleep(PROBE_SECONDS)
+            finally:
+                processes.send(stopped, signal.SIGCONT)
+
+        for _ in range(rounds):
+            await load.inject(hang)
+
+
+# --- Redis: nobody notices ---
+
+async def redis_killed(redis: RedisServer, load: Load) -> None:
+    """It is gone for a while."""
+    await asyncio.to_thread(redis.kill)
+    await load.calm()
+    await asyncio.to_thread(redis.start)
+
+
+async def redis_stopped(redis: RedisServer, load: Load) -> None:
+    """It takes connections and answers nothing."""
+    redis.pause()
+    await load.calm()
+    redis.resume()
+
+
+async def redis_flushed(redis: RedisServer, load: Load) -> None:
+    """It has forgotten everything."""
+    await asyncio.to_thread(redis.execute, "FLUSHALL")
+
+
+async def redis_full(redis: RedisServer, load: Load) -> None:
+    """It takes nothing more."""
+    await asyncio.to_thread(redis.execute, "CONFIG", "SET", "maxmemory", "1")
+    await load.calm()
+    await asyncio.to_thread(redis.execute, "CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.parametrize("fault", [redis_killed, redis_stopped, redis_flushed, redis_full],
+                         ids=lambda fault: str(fault.__name__))
+async def test_nobody_notices_what_happens_to_redis(
+        loaded: FaultyStack, redis: RedisServer, session: aiohttp.ClientSession, recorder: Recorder, rounds: int,
+        fault: Callable[[RedisServer, Load], Awaitable[None]]) -> None:
+    line = recorder.line(f"F8 {fault.__name__.replace('_', ' ').replace('redis', 'Redis')}")
+    async with under_load(loaded, session, line) as load:
+        for _ in range(rounds):
+            await load.inject(lambda: fault(redis, load))
+    assert (line.in_doubt, load.unanswered) == (0, 0), "requests failed"
+    line.note = "no request failed"
+
+
+async def test_reload_of_nginx_costs_no_request(
+        loaded: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int) -> None:
+    line = recorder.line("F13 nginx reloaded")
+
+    async def reload() -> None:
+        master, *before = loaded.nginx()
+        processes.send([master], signal.SIGHUP)
+        assert await asyncio.to_thread(processes.wait_until, lambda: not set(before) & set(loaded.nginx()), 60)
+
+    async with under_load(loaded, session, line) as load:
+        for _ in range(rounds):
+            await load.inject(reload)
+    assert (line.in_doubt, load.unanswered) == (0, 0), "requests failed"
+    line.note = "no request failed"
+
+
+def test_invariants_hold_after_all_of_it(loaded: FaultyStack, recorder: Recorder) -> None:
+    """The last one: all that the tests above have left."""
+    loaded.stop()
+    loaded.start()
+    in_doubt = sum(line.in_doubt for line in recorder.lines)
+    strays = asyncio.run(check_invariants(loaded.dsn, loaded.root, max_strays=in_doubt))
+    recorder.line("all of F6, F8, F13, F23", note=f"{strays} files without a row; all invariants hold")
