@@ -210,11 +210,11 @@ class LocalInspector:
 
     def _list_leftovers(self, age_seconds: float) -> list[Leftover]:
         # by the clock that the file system writes into the files, which need not be this process's
-        with tempfile.TemporaryFile(dir=self._staging) as probe:
+        with tempfile.TemporaryFile(dir=self._root) as probe:
             now = os.fstat(probe.fileno()).st_ctime
         found = []
-        for folder, inside in ((self._staging, ""), (self._spool, "*/body/**/*")):
-            for path in folder.iterdir() if not inside else folder.glob(inside):
+        for folder, inside in ((self._staging, "*"), (self._spool, "*/body/**/*")):
+            for path in folder.glob(inside):
                 with contextlib.suppress(FileNotFoundError):  # just claimed, placed or removed
                     status = path.lstat()
                     # a spooled body with a second name is being worked on under that
