@@ -58,8 +58,9 @@ WITH RECURSIVE walk AS (
     UNION ALL
     SELECT child.id, child.is_folder, walk.depth + 1
     FROM walk
-    JOIN files AS child ON child.parent_id = walk.id AND child.name = ($2::text[])[walk.depth + 1]
-        AND child.deleted_at IS NULL
+    -- the limit keeps this from becoming a join, which is planned when nothing is known yet and then reads every file
+    CROSS JOIN LATERAL (SELECT id, is_folder FROM files WHERE parent_id = walk.id
+        AND name = ($2::text[])[walk.depth + 1] AND deleted_at IS NULL LIMIT 1) AS child
     WHERE walk.depth < cardinality($2::text[])
 )
 SELECT id, is_folder, depth FROM walk ORDER BY depth DESC LIMIT 1
@@ -79,8 +80,8 @@ WITH RECURSIVE walk AS (
     UNION ALL
     SELECT child.id, walk.depth + 1
     FROM walk
-    JOIN files AS child ON child.parent_id = walk.id AND child.name = ($2::text[])[walk.depth + 1]
-        AND child.deleted_at IS NULL
+    CROSS JOIN LATERAL (SELECT id FROM files WHERE parent_id = walk.id
+        AND name = ($2::text[])[walk.depth + 1] AND deleted_at IS NULL LIMIT 1) AS child
     WHERE walk.depth < cardinality($2::text[])
 )
 SELECT files.id, files.name, is_folder, files.created_at, updated_at, '/' || array_to_string($2::text[], '/') AS path,

@@ -56,10 +56,11 @@ WITH RECURSIVE wanted AS (
 ), walk AS (
     SELECT DISTINCT user_id, folder, names, user_id AS id, 0 AS depth FROM wanted
     UNION ALL
-    SELECT walk.user_id, folder, names, child.id, depth + 1
+    SELECT user_id, folder, names, child.id, depth + 1
     FROM walk
-    JOIN files AS child ON child.parent_id = walk.id AND child.name = names[depth + 1] AND child.is_folder
-        AND child.deleted_at IS NULL
+    -- the limit keeps this from becoming a join, which is planned when nothing is known yet and then reads every file
+    CROSS JOIN LATERAL (SELECT id FROM files WHERE parent_id = walk.id AND name = names[depth + 1] AND is_folder
+        AND deleted_at IS NULL LIMIT 1) AS child
     WHERE depth < cardinality(names)
 ), made AS (
     INSERT INTO files (id, user_id, parent_id, name, is_folder, head_id, head_bytes)

@@ -45,6 +45,7 @@ SETTINGS: Mapping[str, str] = {
     "shared_buffers": "128MB",
     "random_page_cost": "1.1",
     "jit": "off",  # every query is short
+    "autovacuum_naptime": "10s",  # a new server soon knows how large its tables are; until then it plans badly
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_destination": "stderr",

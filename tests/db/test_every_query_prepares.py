@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 import service.db
+from service.db import files, uploads
 from service.db.pool import Connection
 from service.run.postgres import EmbeddedPostgres
 
@@ -84,3 +85,19 @@ def test_no_statement_is_put_together_from_pieces() -> None:
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RUNS:
                 assert isinstance(node.args[0], ast.Name | ast.Constant), f"{module.__name__}: {node.lineno}"
+
+
+@pytest.mark.parametrize("query", [files.WALK, files.GET_BY_PATH, uploads.INSERT_FILES],
+                         ids=["WALK", "GET_BY_PATH", "INSERT_FILES"])
+async def test_path_is_walked_by_an_index_before_anything_is_known_of_the_tables(
+        template: Connection, query: str) -> None:
+    """A plan is made early and kept: it must not be one that reads all there is."""
+    async with template.transaction():
+        await template.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        await template.execute(f"PREPARE walk AS {query}")
+        nulls = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", query))))
+        plan = await template.fetch(f"EXPLAIN EXECUTE walk ({nulls})")
+        await template.execute("DEALLOCATE walk")
+    text = "\n".join(row[0] for row in plan)
+    scans = re.findall(r"(?:using \S+ on files|Scan on files).*\n(.*)", text)
+    assert len(scans) >= 1 and all(re.search(r"Index Cond: \(\(?(?:parent_id|id) = ", line) for line in scans), text
