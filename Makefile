@@ -32,7 +32,7 @@ fuzz: $(VENV)/installed-dev ## for longer: requests that nobody wrote, and rando
 	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest -rA tests/suites tests/suites/timing.py tests/model
 
 mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
-	@exec $(PY) -m pytest -q -p tests.mutants -m mutant tests tests/faults/test_powercut_mutants.py \
+	@exec $(PY) -m pytest -q -p tests.mutants --keep-duplicates -m mutant tests tests/faults/test_powercut_mutants.py \
 	    tests/faults/test_powercut_backup.py
 
 test-faults: $(VENV)/installed-dev ## power cuts, kills, full disks and the like, as root (T=path, ROUNDS=30: each so often)
