@@ -66,7 +66,7 @@ class Watch:
         elapsed = time.perf_counter() - self._start
         others = machine_seconds() - cpu_seconds(os.getpid()) - self._others
         cpu = {name: seconds - self._cpu.get(name, 0.0) for name, seconds in cpu_by_program(*self.pids).items()}
-        return cpu, max(0.0, others / (elapsed * (os.cpu_count() or 1)))
+        return cpu, min(1.0, max(0.0, others / (elapsed * (os.cpu_count() or 1))))
 
 
 def busy_share(seconds: float = 2.0) -> float:

@@ -68,10 +68,9 @@ class LargeUpload(Row):
                        map(f"/{self.name}/{{}}.bin".format, itertools.count()))
 
     def observe(self, bench: Bench) -> list[Observation]:
-        """By how much a worker has grown since before the first of these uploads."""
+        """By how much a worker has grown since before the first of these uploads; what it needs only once is in it."""
         growth = max(peak_bytes(pid) - before for pid, before in self._before.items()) / 2**20
-        return [Observation(f"{self.name}-memory", f"{self.title}: growth of a worker's peak memory", growth, "MiB",
-                            1.0)]
+        return [Observation(f"{self.name}-memory", f"{self.title}: growth of a worker's peak memory", growth, "MiB")]
 
     @staticmethod
     def _upload(bench: Bench, contender: Contender, transfer: Transfer, paths: Iterator[str]) -> Timed:
