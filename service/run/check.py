@@ -18,7 +18,7 @@ from service.errors import ServiceError
 from service.run import database, migrate as migrations
 from service.run.migrate import MigrationError
 from service.run.processes import StartError
-from service.run.progress import Progress, format_bytes
+from service.run.progress import Progress, format_bytes, printable
 from service.storage.inspection import LocalInspector
 
 HEALTHY, UNHEALTHY, UNKNOWN = 0, 1, 2
@@ -98,9 +98,9 @@ def _to_lines(report: Report) -> Iterator[str]:
     for finding in report.findings:
         yield ""
         yield f"{finding.kind}{' (repaired)' if finding.is_repaired else ''}: {finding.subject}"
-        yield f"    {_printable(finding.detail)}"
+        yield f"    {printable(finding.detail)}"
         for affected in finding.affected:
-            yield f"    {_printable(_describe_affected(affected))}"
+            yield f"    {printable(_describe_affected(affected))}"
     advice = {finding.kind: ADVICE[finding.kind] for finding in open_ones if finding.kind in ADVICE}
     if advice:
         yield ""
@@ -112,11 +112,6 @@ def _describe_affected(affected: Affected) -> str:
     where = "in the trash, was " if affected.is_trashed else ""
     which = "current" if affected.is_current else "former"
     return f"of {affected.username}: {where}{affected.path}, version {affected.version} ({which})"
-
-
-def _printable(text: str) -> str:
-    """No character of a name does anything to a terminal."""
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def _to_json(report: Report) -> str:
