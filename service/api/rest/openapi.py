@@ -142,22 +142,20 @@ def operation(
     failures = problems(*given, *(status for status, is_possible in implied.items() if is_possible), descriptions=texts)
     if is_keyed:
         _add_key_problems(failures)
-    # the page sends the first one; "anything" cannot be sent
-    usual = {JSON: body, MULTIPART: form, BINARY: raw, ANY: raw}
     extra: Json = {"x-head": True} if head else {}
     if description:
         extra["description"] = description
     if raw:
         extra["parameters"] = [{"in": "body", "name": "body", "required": True, "description": raw,
                                 "schema": {"type": "string", "format": "binary"}}]
+    # the page sends the first one; "anything" cannot be sent
+    usual = {JSON: body, MULTIPART: form, BINARY: raw, ANY: raw}
     if accepted := list(consumes) or [media for media, wanted in usual.items() if wanted]:
         extra["consumes"] = accepted
 
     def decorate(handler: H) -> H:
-        if is_keyed:
-            KEYED.add(handler.__name__)
-        if costly:
-            COSTLY.add(handler.__name__)
+        KEYED.update([handler.__name__] * is_keyed)
+        COSTLY.update([handler.__name__] * costly)
         for register, wanted in ((match_info_schema, match), (querystring_schema, query), (headers_schema, headers),
                                  (form_schema, form)):
             if wanted:
