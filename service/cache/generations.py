@@ -11,6 +11,7 @@ more than a question too many.
 """
 
 import asyncio
+import functools
 import os
 import secrets
 from base64 import urlsafe_b64encode
@@ -65,9 +66,14 @@ class Generations:
 
     @staticmethod
     def _path(folder: Path, user_id: UserId, sessions: bool) -> Path:
-        # clients name the first kind in their tokens, and nginx takes no name with a dash from them
-        name = urlsafe_b64encode(shard_of(user_id).encode("ascii")).decode("ascii")
-        return folder / (f"{name}-sessions" if sessions else name)
+        return _path(folder, shard_of(user_id), sessions)
+
+
+@functools.lru_cache(maxsize=2 * 4096)
+def _path(folder: Path, shard: str, sessions: bool) -> Path:
+    # clients name the first kind in their tokens, and nginx takes no name with a dash from them
+    name = urlsafe_b64encode(shard.encode("ascii")).decode("ascii")
+    return folder / (f"{name}-sessions" if sessions else name)
 
 
 def _read(path: Path) -> str | None:

@@ -311,7 +311,7 @@ class LocalStore:
         target = self.path(staged.key)
         if staged.data is not None:
             try:
-                return await self.run(small.place, staged.data, self._staged(staged.key), target)
+                return await self.run(small.place, staged.data, self._staging, target.parent, target.name)
             except FileExistsError as error:
                 raise Unavailable("This upload has come twice; send it again.", retry_after_seconds=1) from error
             except OSError as error:

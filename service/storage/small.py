@@ -39,29 +39,29 @@ class MemoryWriter:
         self._data.clear()
 
 
-def place(data: bytes, staged: Path, target: Path) -> None:
-    """Write the bytes, force them to the disk, link them to the target, force its folder to the disk.
+def place(data: bytes, staging: Path, shelf: Path, name: str) -> None:
+    """Write the bytes, force them to the disk, give them their name on the shelf, force that to the disk.
 
-    Until the link the file has no name, so a crash leaves nothing; `staged` is its name where the file system insists
-    on one.  A failed fsync is never tried again.
+    Until then the file has no name at all, so a crash leaves nothing; where the file system insists on one, it has it
+    in `staging`.  A failed fsync is never tried again.  Raises FileExistsError.
     """
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    folder = os.open(shelf, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        file = _open_unnamed(staged.parent)
+        file = _open_unnamed(staging)
         if file is None:
-            _place_named(data, staged, target)
+            _place_named(data, staging / name, shelf / name)
         else:
             try:
                 _write(file, data)
                 # AT_SYMLINK_FOLLOW, which is what makes this a link to the file itself, needs a folder in the call
-                os.link(f"/proc/self/fd/{file}", target.name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.link(f"/proc/self/fd/{file}", name, src_dir_fd=folder, dst_dir_fd=folder)
             finally:
                 os.close(file)
         try:
             os.fsync(folder)
         except OSError:
             # nothing names these bytes yet, and nobody can say whether they would survive: this copy is dropped
-            os.unlink(target.name, dir_fd=folder)
+            os.unlink(name, dir_fd=folder)
             raise
     finally:
         os.close(folder)

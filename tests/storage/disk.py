@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from service.storage import local
+from service.storage import local, small
 
 # what the store does to the disk by way of the module os; the rest goes through FaultyPath
-_OF_OS = ("open", "fsync", "fstat", "lstat", "link", "statvfs")
+_OF_OS = ("open", "write", "fsync", "fstat", "lstat", "link", "statvfs")
 
 Call = tuple[str, int]  # which call, and how many of its kind came before
 
@@ -109,4 +109,5 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> tuple[Disk, Path]:
     disk = Disk()
     FaultyPath.disk = disk
     monkeypatch.setattr(local, "os", _Os(disk))
+    monkeypatch.setattr(small, "os", _Os(disk))
     return disk, FaultyPath(root)

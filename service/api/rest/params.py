@@ -1,5 +1,6 @@
 """What an address says: its parameters, strictly decoded, and the place in the tree that one names."""
 
+import functools
 import re
 from collections.abc import Mapping
 from uuid import UUID
@@ -24,6 +25,11 @@ def read_query(raw_address: str) -> dict[str, str]:
 
     aiohttp's own decoding is lenient and would give two different addresses one meaning.
     """
+    return dict(_read_query(raw_address))
+
+
+@functools.lru_cache(maxsize=64)  # several look at the address of one request
+def _read_query(raw_address: str) -> dict[str, str]:
     members = [member for member in raw_address.partition("?")[2].partition("#")[0].split("&") if member]
     if len(members) > MAX_PARAMETERS:
         raise BadRequest("The address has too many parameters.")

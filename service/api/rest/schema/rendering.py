@@ -40,7 +40,7 @@ def _flatten(messages: Mapping[Any, Any], prefix: str = "") -> list[tuple[str | 
 
 def rfc3339(moment: datetime) -> str:
     """The time in UTC with microseconds (RFC 3339, section 5.6)."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def file_json(file: model.File) -> dict[str, object]:
