@@ -205,7 +205,11 @@ class Strays:
             return False
         if expected.damage in ("size", "digest"):  # that is why it was set aside
             return False
-        return await self._inspector.hash(key, unpaced, aside=True) == expected.sha256
+        try:
+            return await self._inspector.hash(key, unpaced, aside=True) == expected.sha256
+        except OSError as error:
+            log.error("stray.unreadable", blob=str(key), error=str(error))
+            return False
 
     async def _remove_expired(self) -> list[BlobKey]:
         async with self._database.connection() as conn:

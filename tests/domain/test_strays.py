@@ -14,6 +14,7 @@ from service.domain.content import Stored
 from service.domain.strays import Done, Strays, TooManyStrays
 from service.errors import Unavailable
 from service.model import BlobKey, Caller, new_uuid
+from service.storage.base import Pace
 from service.storage.inspection import LocalInspector
 from tests.domain.failpoints import Failpoints, Point, raise_os_error, raise_surprise
 from tests.domain.scenarios import outcome_of
@@ -413,6 +414,28 @@ async def test_move_that_did_not_happen_is_made_up_for(
     monkeypatch.undo()
     await run(sweeper)
     assert world.blobs() == set() and in_quarantine(world) == {key}
+
+
+async def test_file_that_cannot_be_read_does_not_keep_the_others(
+        world: World, caller: Caller, eager: Strays, inspector: LocalInspector,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("/a", "/b"):
+        await inspector.set_aside((await world.put(caller, path, path.encode())).file.blob_key)
+    stray = litter(world)
+    bad = sorted(in_quarantine(world))[0]
+    read = inspector.hash
+
+    async def fail(key: BlobKey, pace: Pace, *, aside: bool = False) -> bytes | None:
+        if key == bad:
+            raise OSError("injected")
+        return await read(key, pace, aside=aside)
+
+    monkeypatch.setattr(inspector, "hash", fail)
+    done = await run(eager)
+    assert (len(done.put_back), done.removed) == (1, [stray]) and in_quarantine(world) == {bad}
+    monkeypatch.undo()
+    assert (await run(eager)).put_back == [bad]
+    await check_all(world.dsn, world.root)
 
 
 async def test_other_file_of_the_same_key_in_quarantine_is_never_replaced(
