@@ -44,7 +44,8 @@ from service.security.tokens import TOKEN_SECRET_FILE, AccessTokens, read_or_cre
 from service.storage.inspection import LocalInspector
 from service.storage.local import LocalStore
 
-DRAIN_SECONDS = 30.0
+# for running requests; of the 30 s that the supervisor gives, the rest is for what they are about to commit
+DRAIN_SECONDS = 20.0
 # longer than nginx keeps its connections to us, so that it is never we who close one under its request
 KEEPALIVE_SECONDS = 75.0
 # from a client itself: this bounds the time for the head of its request too, as client_header_timeout of nginx
