@@ -5,7 +5,9 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from uuid import UUID
 
+import structlog
 from aiohttp import web
 
 from service import logs, metrics
@@ -37,6 +39,7 @@ from service.domain.throttle import Throttles
 from service.domain.trash import Trash
 from service.domain.upkeep import Pacing, Upkeep
 from service.domain.versions import Versions
+from service.errors import Unavailable
 from service.security.addresses import SECRET_FILE, AddressSigner, LinkProofs
 from service.security.cursors import Cursors
 from service.security.passwords import Passwords
@@ -51,6 +54,7 @@ KEEPALIVE_SECONDS = 75.0
 # from a client itself: this bounds the time for the head of its request too, as client_header_timeout of nginx
 DIRECT_KEEPALIVE_SECONDS = 15.0
 SAMPLE_SECONDS = 2.0
+DATABASE_PAUSE_SECONDS = 0.5
 
 
 def build(config: Config, *, behind_nginx: bool, generations: Path | None = None) -> web.Application:
@@ -70,12 +74,27 @@ def _dsn(config: Config) -> str:
     return config.database_url.get_secret_value()
 
 
+async def _open_database(config: Config, generations: Generations) -> tuple[Database, UUID]:
+    """The database and which one it is; it is waited for, since it was there when the service began."""
+    while True:
+        try:
+            database = await Database.open(_dsn(config), size=config.database_pool_size, tell=generations.renew)
+            try:
+                async with database.connection() as conn:
+                    return database, await get_epoch(conn)
+            except Unavailable:
+                await database.close()
+                raise
+        except Unavailable as error:
+            structlog.get_logger().warning("database_awaited", reason=str(error.__cause__))
+            await asyncio.sleep(DATABASE_PAUSE_SECONDS)
+
+
 def _domain(config: Config, generations: Generations) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
-        database = await Database.open(_dsn(config), size=config.database_pool_size, tell=generations.renew)
+        database, epoch = await _open_database(config, generations)
         store = app[STORE] = LocalStore(config.data_root)
-        async with database.connection() as conn:
-            store.open(await get_epoch(conn))
+        store.open(epoch)
         cache: Cache = RedisCache(config.redis_url.get_secret_value()) if config.redis_url else LocalCache()
         passwords = Passwords(config.bcrypt_cost)
         secret = (config.jwt_secret.get_secret_value() if config.jwt_secret

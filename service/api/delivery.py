@@ -5,6 +5,7 @@ what it would answer otherwise than RFC 9110 has it is answered from here.
 """
 
 import asyncio
+import errno
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ from service.errors import ContentUnavailable, PreconditionFailed, RangeNotSatis
 from service.model import Delivery
 from service.security.addresses import SignedFile
 from service.security.media import content_type, kind_of
+from service.storage.base import explain
 
 __all__ = ["MAX_RANGES", "content_type", "disposition", "entity_tags", "first_byte", "parse_range", "respond", "signed"]
 
@@ -271,6 +273,8 @@ async def _send(request: web.Request, delivery: Delivery, headers: dict[str, str
     try:
         file = await loop.run_in_executor(None, request.app[STORE].path(delivery.key).open, "rb", 0)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise explain(error) from error
         raise ContentUnavailable() from error
     try:
         await response.prepare(request)

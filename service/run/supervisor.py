@@ -238,6 +238,8 @@ class Supervisor:
         environment |= {**self._config.to_environment(), "PYTHONPATH": str(PROJECT)}
         return Child(name=f"worker {number}", prepare=prepare, is_ready=is_ready, environment=environment,
                      stop_steps=[(signal.SIGTERM, DRAIN_SECONDS)],
+                     # one that is started again may have to wait for the database
+                     ready_seconds=postgres.RECOVERY_SECONDS,
                      output=Output(f"worker {number}", log, WORKER_TROUBLE) if log else None)
 
     def _nginx_child(self, places: Folders, program: programs.Program) -> Child:

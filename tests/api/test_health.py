@@ -1,5 +1,6 @@
 """Health from outside: what answers, and what goes on when PostgreSQL or Redis does not."""
 
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from service.run import programs
+from service.run import processes, programs
 from service.run.postgres import EmbeddedPostgres
 from tests.cache.conftest import RedisServer
 from tests.client import PASSWORD, Api, Reply, files_on_disk, is_tidy, new_account, until
@@ -157,6 +158,32 @@ async def test_without_postgres_everything_says_so_and_recovers_by_itself(world:
         return {reply.status for reply in await ask_everything(account)} == {200, 201}
 
     await until(is_answered)  # each worker finds out by itself
+    assert (await account.get("/kept.txt")).body == b"kept"
+
+
+async def test_workers_that_die_while_postgres_is_away_wait_for_it(world: World, account: Api) -> None:
+    """A start that fails again and again would end the service, and somebody would have to start it."""
+    stack = world.stack
+    before = stack.log_text.count("database_awaited")
+    killed = processes.find_working_in(stack.root / "run", processes.own_program())
+    assert len(killed) == 2
+    world.postgres.stop()
+    try:
+        processes.send(killed, signal.SIGKILL)
+        # more often than the supervisor would start one that ends
+        await until(lambda: stack.log_text.count("database_awaited") >= before + 2 * 8, seconds=60)
+        assert stack.process is not None and stack.process.poll() is None
+    finally:
+        world.postgres.start()
+
+    async def is_answered() -> bool:
+        try:
+            return {reply.status for reply in await ask_everything(account)} <= {200, 201}
+        except aiohttp.ClientConnectionError:
+            return False
+
+    await until(is_answered, seconds=60)
+    await until(lambda: len(processes.find_working_in(stack.root / "run", processes.own_program())) == 2)
     assert (await account.get("/kept.txt")).body == b"kept"
 
 

@@ -1,0 +1,384 @@
+"""What goes on while something is full, read-only, hanging or scarce (F6, F8, F10, F11), and that all comes back."""
+
+import asyncio
+import os
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from service.domain import writability
+from service.run import processes
+from tests.cache.conftest import RedisServer
+from tests.client import PASSWORD, Api, Reply, is_tidy, new_account, until
+from tests.faults.examine import check_invariants
+from tests.faults.machine import descendants, run
+from tests.faults.recorder import Line, Recorder
+from tests.faults.sites import OwnPostgres, own_postgres
+from tests.stack import Stack
+
+MIB = 2**20
+DOWN_SECONDS = 5.0  # what is promised
+SLACK_SECONDS = 3.0  # of a machine that has other things to do
+PAUSE_SECONDS = 12.0
+PATIENCE_SECONDS = 60.0
+
+Ask = Callable[[], Awaitable[Reply]]
+
+
+@contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[Path]:
+    """A small disk while the context lasts."""
+    folder.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", folder)
+    try:
+        yield folder
+    finally:
+        run("umount", "--lazy", folder)
+
+
+@contextmanager
+def running(root: Path, postgres: OwnPostgres, **settings: str) -> Iterator[Stack]:
+    """A service with its bytes there."""
+    postgres.server.ensure_database(name := f"files_{time.monotonic_ns()}")
+    stack = Stack(root, {"DATABASE_URL": postgres.server.dsn(name), **settings}).start()
+    output = root.parent / f"{root.name}.out"
+    # ready is said by the first worker
+    assert processes.wait_until(lambda: "Ctrl-C ends everything" in output.read_text(encoding="utf-8"), 60)
+    try:
+        yield stack
+    finally:
+        if stack.process is not None:
+            stack.stop()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
+    """On the ordinary disk."""
+    with own_postgres(tmp_path_factory.mktemp("postgres")) as found:
+        yield found
+
+
+@pytest.fixture(params=["auto", "off"])
+def nginx(request: pytest.FixtureRequest) -> str:
+    """With nginx and without."""
+    return str(request.param)
+
+
+async def make_upload_link(api: Api) -> str:
+    """Where a stranger may drop files."""
+    await api.call("POST", "/file/folder", json={"path": "/drop"})
+    made = await api.call("POST", "/file/link", json={"path": "/drop", "kind": "upload"}, expect=201)
+    return str(made.json["url"]).removeprefix(api.stack.url)
+
+
+def chunked(size_bytes: int) -> AsyncIterator[bytes]:
+    """A body whose length is not announced."""
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(size_bytes // MIB):
+            yield bytes(MIB)
+
+    return pieces()
+
+
+def uploads(api: Api, link: str, size_bytes: int) -> dict[str, Ask]:
+    """Each kind of upload."""
+    def form() -> aiohttp.FormData:
+        made = aiohttp.FormData()
+        made.add_field("file", bytes(size_bytes), filename="dropped")
+        return made
+
+    stranger = Api(api.session, api.stack)
+    return {
+        "put": lambda: api.put("/new", bytes(size_bytes), expect=None),
+        "chunked": lambda: api.put("/new", chunked(size_bytes), expect=None),
+        "form": lambda: api.call("POST", "/file", data=form()),
+        "link": lambda: stranger.call("POST", link, data=form()),
+    }
+
+
+async def goes_on(api: Api) -> None:
+    """Everything but uploads."""
+    assert (await api.get("/kept")).body == b"kept" * 1000
+    assert "/kept" in {file["path"] for file in await api.list()}
+    await api.call("GET", "/file/info?path=/kept", expect=200)
+    await api.call("POST", "/file/move", json={"from": "/kept", "to": "/moved"}, expect=200)
+    await api.call("POST", "/file/move", json={"from": "/moved", "to": "/kept"}, expect=200)
+    await api.call("POST", "/file/copy", json={"from": "/kept", "to": "/copy", "overwrite": True}, expect=201)
+    await api.delete("/copy")
+    await api.call("GET", "/readyz", expect=200)
+    await new_account(api.session, api.stack)
+
+
+async def is_sound(stack: Stack, line: Line) -> None:
+    """All invariants hold; an upload whose outcome was not known may have left its bytes."""
+    await check_invariants(stack.settings["DATABASE_URL"], stack.root, max_strays=line.injected)
+
+
+# --- F10: a full disk ---
+
+async def fill(api: Api, line: Line) -> list[str]:
+    """Store until there is no room; what was stored."""
+    stored: list[str] = []
+    while True:
+        reply = await api.put(f"/filling-{len(stored)}", bytes(MIB), expect=None)
+        line.injected += 1
+        if reply.status != 201:
+            assert (reply.status, reply.code) == (507, "storage_full")
+            return stored
+        stored.append(f"/filling-{len(stored)}")
+        line.acknowledged += 1
+
+
+async def test_full_disk_refuses_uploads_of_all_kinds_and_nothing_else(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+    line = recorder.line("F10 disk full", f"tmpfs, nginx {nginx}")
+    with tmpfs(tmp_path / "small", "size=48m") as disk, \
+            running(disk / "data", postgres, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        link = await make_upload_link(api)
+        stored = await fill(api, line)
+        for size in (4 * MIB, 16 * MIB, 40 * MIB):
+            for kind, ask in uploads(api, link, size).items():
+                reply = await ask()
+                line.injected += 1
+                assert (reply.status, reply.code) == (507, "storage_full"), (kind, size, reply.body)
+        await until(lambda: is_tidy(stack))
+        await goes_on(api)
+        for path in stored:
+            assert len((await api.get(path)).body) == MIB
+            await api.delete(path, permanent=True)
+        await is_sound(stack, line)
+        line.note = f"{line.injected - line.acknowledged} refused with 507, all else went on"
+
+
+async def test_disk_without_inodes_refuses_uploads_and_nothing_else(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+    line = recorder.line("F10 inodes full", f"tmpfs, nginx {nginx}")
+    with tmpfs(tmp_path / "small", "size=64m,nr_inodes=500") as disk, \
+            running(disk / "data", postgres, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        link = await make_upload_link(api)
+        # what others leave on the disk, all but a few
+        hoard = disk / "hoard"
+        hoard.mkdir()
+        while os.statvfs(disk).f_favail > 8:
+            (hoard / str(os.statvfs(disk).f_favail)).touch()
+        for kind, ask in uploads(api, link, MIB).items():
+            reply = await ask()
+            line.injected += 1
+            assert (reply.status, reply.code) == (507, "storage_full"), (kind, reply.body)
+        await goes_on(api)
+        for file in hoard.iterdir():
+            file.unlink()
+        began = time.monotonic()
+        for kind, ask in uploads(api, link, MIB).items():
+            assert (await ask()).status in (200, 201), kind
+            line.acknowledged += 1
+        line.recovered(time.monotonic() - began)
+        await is_sound(stack, line)
+
+
+# --- a disk that may not be written to ---
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """As a kernel leaves a disk that it does not trust."""
+    run("mount", "--bind", folder, folder)
+    try:
+        run("mount", "-o", "remount,bind,ro", folder)
+        yield
+    finally:
+        run("umount", "--lazy", folder)
+
+
+async def test_disk_that_turns_read_only_ends_uploads_until_it_is_writable_again(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+    line = recorder.line("F2 disk read-only", f"bind mount, nginx {nginx}")
+    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        link = await make_upload_link(api)
+        with read_only(stack.root / "staging"):
+            for size in (1000, MIB):
+                for kind, ask in uploads(api, link, size).items():
+                    reply = await ask()
+                    line.injected += 1
+                    assert reply.status == 503 and reply.code in ("read_only", "disk_failed"), (kind, reply.body)
+                    assert int(reply.headers["Retry-After"]) >= 1
+
+            async def say_so() -> bool:
+                replies = [await api.call("GET", "/readyz", expect=200) for _ in range(8)]
+                return {reply.json["status"] for reply in replies} == {"read_only"}
+
+            for _ in range(8):  # each worker finds out by itself
+                await api.put("/new", b"", expect=503)
+            await until(say_so)
+            await goes_on(api)
+        began = time.monotonic()
+
+        async def is_back() -> bool:
+            return {(await api.put("/new", b"new", expect=None)).status for _ in range(8)} <= {200, 201}
+
+        await until(is_back, seconds=writability.PROBE_SECONDS + PATIENCE_SECONDS)
+        line.recovered(time.monotonic() - began)
+        await goes_on(api)
+        await is_sound(stack, line)
+
+
+# --- F11: few files ---
+
+def limit_files(pids: list[int], most: int) -> list[tuple[int, tuple[int, int]]]:
+    """So many open files for these processes; what they had before."""
+    had = [(pid, resource.prlimit(pid, resource.RLIMIT_NOFILE)) for pid in pids]
+    for pid, (_, hard) in had:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+    return had
+
+
+async def test_few_open_files_are_refusals_and_nothing_dies(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+    line = recorder.line("F11 few open files", f"prlimit, nginx {nginx}")
+    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        assert stack.process is not None
+        before = sorted(descendants(stack.process.pid))
+        had = limit_files(before, 48)
+        statuses: list[int] = []
+
+        async def ask(number: int) -> None:
+            try:
+                reply = await (api.put(f"/{number}", bytes(100_000), expect=None) if number % 2 else
+                               api.get("/kept", expect=None))
+                statuses.append(reply.status)
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                statuses.append(0)  # not taken: the listener has no file for it
+
+        for _ in range(3):
+            await asyncio.gather(*(asyncio.wait_for(ask(number), PATIENCE_SECONDS) for number in range(80)))
+        for pid, limits in had:
+            if Path(f"/proc/{pid}").exists():
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        began = time.monotonic()
+
+        async def is_back() -> bool:
+            return (await api.put("/after", b"after", expect=None)).status in (200, 201)
+
+        await until(is_back, seconds=PATIENCE_SECONDS)
+        line.injected, line.acknowledged = len(statuses), sum(status in (200, 201) for status in statuses)
+        line.recovered(time.monotonic() - began)
+        line.note = ", ".join(f"{statuses.count(status)} times {status or 'none'}" for status in sorted(set(statuses)))
+        assert set(statuses) <= {0, 200, 201, 503, 507}
+        assert set(before) <= set(descendants(stack.process.pid))  # nobody died
+        await goes_on(api)
+        await is_sound(stack, line)
+
+
+# --- F6, F8: a database, a cache that hangs ---
+
+def routes(api: Api) -> list[Ask]:
+    """One request of each kind that asks the database."""
+    credentials = {"username": api.username, "password": PASSWORD}
+    gets = ["/file/list", "/file/info?path=/", "/file/usage_memory", "/auth/me", "/file/trash", "/file/link",
+            "/file/download?path=/kept", "/file/archive?path=/", "/auth/session", "/auth/audit", "/readyz"]
+    return [
+        *(lambda address=address: api.call("GET", address) for address in gets),
+        lambda: api.put("/late", bytes(1000), expect=None), lambda: api.put("/late", bytes(MIB), expect=None),
+        lambda: api.call("POST", "/auth/jwt/login", json=credentials),
+        lambda: api.call("POST", "/file/folder", json={"path": "/late"}),
+        lambda: api.call("POST", "/file/move", json={"from": "/kept", "to": "/late"}),
+        lambda: api.call("DELETE", "/file?path=/kept"), lambda: api.call("GET", "/ping/all"),
+    ]
+
+
+async def timed(ask: Ask) -> tuple[Reply, float]:
+    """An answer, and how long it took."""
+    began = time.monotonic()
+    reply = await ask()
+    return reply, time.monotonic() - began
+
+
+async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_back(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+    line = recorder.line("F6 PostgreSQL hangs", f"SIGSTOP for {PAUSE_SECONDS:.0f} s, nginx {nginx}")
+    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        processes.send(stopped := postgres.processes, signal.SIGSTOP)
+        over = time.monotonic() + PAUSE_SECONDS
+        longest = 0.0
+        try:
+            while time.monotonic() < over:
+                for reply, seconds in await asyncio.gather(*map(timed, routes(api))):
+                    line.injected += 1
+                    longest = max(longest, seconds)
+                    assert reply.status == 503, reply.body
+        finally:
+            processes.send(stopped, signal.SIGCONT)
+        began = time.monotonic()
+
+        async def is_back() -> bool:
+            replies = await asyncio.gather(*(ask() for ask in routes(api)[:11]))
+            return {reply.status for reply in replies} == {200}
+
+        await until(is_back, seconds=PATIENCE_SECONDS)
+        line.recovered(time.monotonic() - began)
+        line.note = f"503 for each of {line.injected} requests, after {longest:.1f} s at most"
+        assert longest < DOWN_SECONDS + SLACK_SECONDS
+        await goes_on(api)
+        await is_sound(stack, line)
+
+
+def fill_redis(redis: RedisServer, most_bytes: int) -> None:
+    """Its memory is full, or not."""
+    redis.execute("CONFIG", "SET", "maxmemory", most_bytes)
+
+
+TROUBLES: dict[str, tuple[Callable[[RedisServer], object], Callable[[RedisServer], object]]] = {
+    "hangs": (lambda redis: redis.pause(), lambda redis: redis.resume()),
+    "killed": (lambda redis: redis.kill(), lambda redis: redis.start()),
+    "flushed": (lambda redis: redis.execute("FLUSHALL"), lambda redis: None),
+    "full": (lambda redis: fill_redis(redis, 1), lambda redis: fill_redis(redis, 0)),
+}
+
+
+async def test_troubled_redis_is_not_noticed(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path,
+        tmp_path_factory: pytest.TempPathFactory) -> None:
+    redis = RedisServer("redis-server", tmp_path_factory.mktemp("redis"))
+    redis.start()
+    try:
+        with running(tmp_path / "data", postgres, REDIS_URL=redis.url) as stack:
+            api = await new_account(session, stack)
+            await api.put("/kept", b"kept" * 1000)
+            for what, (begin, end) in TROUBLES.items():
+                line = recorder.line("F8 Redis", what)
+                usual = await typical(api)
+                begin(redis)
+                troubled = await typical(api)
+                await goes_on(api)
+                end(redis)
+                line.injected = 1
+                line.note = f"median of a request {1000 * usual:.0f} ms before, {1000 * troubled:.0f} ms then"
+                assert troubled < 2 * usual + 0.05 + SLACK_SECONDS
+                await is_sound(stack, line)
+    finally:
+        redis.kill()
+
+
+async def typical(api: Api) -> float:
+    """The median of some requests, in seconds."""
+    times = []
+    for _ in range(41):
+        reply, seconds = await timed(lambda: api.call("GET", "/file/info?path=/kept"))
+        assert reply.status == 200
+        times.append(seconds)
+    return sorted(times)[20]
