@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import aiohttp
@@ -90,7 +91,7 @@ def uploads(api: Api, link: str, size_bytes: int) -> dict[str, Ask]:
     """Each kind of upload."""
     def form() -> aiohttp.FormData:
         made = aiohttp.FormData()
-        made.add_field("file", bytes(size_bytes), filename="dropped")
+        made.add_field("file", BytesIO(bytes(size_bytes)), filename="dropped")
         return made
 
     stranger = Api(api.session, api.stack)
@@ -276,7 +277,8 @@ async def test_few_open_files_are_refusals_and_nothing_dies(
         line.injected, line.acknowledged = len(statuses), sum(status in (200, 201) for status in statuses)
         line.recovered(time.monotonic() - began)
         line.note = ", ".join(f"{statuses.count(status)} times {status or 'none'}" for status in sorted(set(statuses)))
-        assert set(statuses) <= {0, 200, 201, 503, 507}
+        # nginx without a file for what it is to send says 500, for what it is to take 507; a worker says 503
+        assert set(statuses) <= {0, 200, 201, 503} | ({500, 507} if nginx == "auto" else set())
         assert set(before) <= set(descendants(stack.process.pid))  # nobody died
         await goes_on(api)
         await is_sound(stack, line)
