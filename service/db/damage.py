@@ -88,6 +88,17 @@ async def update_verified(conn: Connection, keys: list[BlobKey]) -> None:
     await conn.execute(UPDATE_VERIFIED, keys)
 
 
+UPDATE_UNVERIFIED = """
+-- its turn comes first
+UPDATE blobs SET verified_at = NULL WHERE id = $1 AND referable
+"""
+
+
+async def update_unverified(conn: Connection, key: BlobKey) -> None:
+    """Have the bytes of a blob read back soon."""
+    await conn.execute(UPDATE_UNVERIFIED, key)
+
+
 INSERT_DAMAGE = """
 -- the last look counts; if the blob is removed meanwhile there is nothing to note
 INSERT INTO damaged_blobs (blob_id, kind) SELECT id, $2 FROM blobs WHERE id = $1 AND referable

@@ -26,6 +26,8 @@ UNNOTED_BYTES = 2**26
 VERIFY_SECONDS = 7 * 86400.0
 MIN_LIMIT = 100  # beyond this, and a thousandth of all blobs, the reading is to be doubted and nothing is set aside
 
+MOST_NOTED = 1000  # by one look for all blobs
+
 DETAILS: dict[Damage, str] = {
     "missing": "its bytes are gone", "size": "it has another size", "digest": "it has other bytes",
     "unreadable": "it cannot be read"}
@@ -70,7 +72,7 @@ class Scrub:
     async def look_at(self, page: list[Expected], pace: Pace | None) -> AsyncIterator[tuple[Expected, Damage | None]]:
         """Each of these, and what is wrong with it.
 
-        With a `pace` all bytes are read; without, only those of blobs that were damaged and may be whole again.
+        With a `pace` all bytes are read; without, only those of blobs that had wrong ones and may be whole again.
         """
         try:
             sizes = await self._inspector.measure([blob.key for blob in page])
@@ -80,7 +82,7 @@ class Scrub:
             if pace is None and blob.damage is None and sizes.get(blob.key) == blob.size_bytes:
                 yield blob, None
             else:
-                yield blob, await self.look(blob, pace or (unpaced if blob.damage else None))
+                yield blob, await self.look(blob, pace or (unpaced if blob.damage in ("size", "digest") else None))
 
     async def look(self, blob: Expected, pace: Pace | None) -> Damage | None:
         """What is wrong with a blob: looked at twice, and counted only if its row is still there afterwards.
@@ -134,6 +136,7 @@ class Scrub:
             if blob.damage is not None:
                 log.warning("blob.whole_again", blob=str(blob.key), was=blob.damage)
                 async with self._database.connection() as conn:
+                    await damage.update_unverified(conn, blob.key)
                     await damage.delete_damage(conn, [blob.key])
             return
         if kind != blob.damage:
@@ -164,12 +167,18 @@ class Scrub:
     # --- rounds of the service ---
 
     async def check_sizes(self, *, may_move: bool) -> int:
-        """Look for every blob, and note what is wrong; how many are."""
+        """Look for every blob, and note what is wrong; how many are.
+
+        If so many are that a whole disk must be gone, only the first are noted one by one.
+        """
         found = 0
         async for page in self.expected():
             async for blob, kind in self.look_at(page, None):
-                await self.note(blob, kind, may_move=may_move)
+                if kind is None or found < MOST_NOTED:
+                    await self.note(blob, kind, may_move=may_move)
                 found += kind is not None
+        if found > MOST_NOTED:
+            log.error("blobs.damaged", count=found, noted=MOST_NOTED)
         return found
 
     async def verify_due(self, pace: Pace, *, may_move: bool, age_seconds: float = VERIFY_SECONDS) -> int:

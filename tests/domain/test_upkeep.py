@@ -420,6 +420,22 @@ async def test_so_much_damage_that_the_reading_is_to_be_doubted_moves_nothing(
     assert len(in_quarantine(world)) == 2 and len(await noted(world)) == 4
 
 
+async def test_disk_that_is_gone_is_not_noted_blob_by_blob(
+        world: World, caller: Caller, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.domain.scrub.MOST_NOTED", 2)
+    for number in range(5):
+        await world.put(caller, f"/{number}", bytes([number]) * 9)
+    scrub = Scrub(world.database, inspector)
+    assert await scrub.verify_due(unpaced, may_move=True) == 5
+    (world.root / "blobs").rename(world.root / "elsewhere")
+    assert await scrub.check_sizes(may_move=True) == 5
+    assert [kind for _, kind in await noted(world)] == ["missing"] * 2
+    (world.root / "elsewhere").rename(world.root / "blobs")
+    assert await scrub.check_sizes(may_move=True) == 0
+    assert await noted(world) == []
+    assert await scrub.verify_due(unpaced, may_move=True) == 2  # what was missed is read first
+
+
 async def test_blob_that_was_swept_meanwhile_is_not_damaged(
         world: World, caller: Caller, inspector: LocalInspector) -> None:
     """Its row was listed, then it was fenced, removed and forgotten."""
