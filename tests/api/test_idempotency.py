@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from service.api.rest.openapi import KEYED
 from service.api.routes import ROUTES
-from tests.client import Api, Reply, nothing_stored, until
+from tests.client import Api, Reply, new_account, nothing_stored, until
+from tests.domain.commit_proxy import Moment, open_proxy
+from tests.stack import Stack
 
 Ask = Callable[[Api, dict[str, str]], Awaitable[Reply]]
 KEY = {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
@@ -232,3 +236,29 @@ async def test_log_says_that_a_request_was_sent_again(api: Api) -> None:
     await until(lambda: bool(lines()))
     line = lines()[-1]
     assert '"replay":true' in line and KEY["Idempotency-Key"].strip('"') not in line
+
+
+async def test_commit_whose_answer_is_lost_is_found_out_or_made_good_by_the_next_request(
+        session: aiohttp.ClientSession, dsn: str, tmp_path: Path) -> None:
+    async with open_proxy(dsn) as (proxy, address):
+        stack = Stack(tmp_path / "data", {"DATABASE_URL": address, "NGINX": "off", "WORKERS": "1"})
+        await asyncio.to_thread(stack.start)
+        try:
+            api = await new_account(session, stack)
+            moments: tuple[Moment, ...] = ("before", "after")
+            for number, moment in enumerate(moments):
+                proxy.arm(moment)
+                await api.put(f"/{moment}", b"bytes", expect=201)
+                proxy.arm(moment, then_shuts=True)
+                reply = await api.put(f"/{moment}/again", b"bytes", headers={"Idempotency-Key": moment}, expect=None)
+                assert (reply.status, reply.code) == (409, "not_a_folder"), "armed, but nothing to commit"
+                reply = await api.put(f"/{moment}-again", b"bytes", headers={"Idempotency-Key": moment}, expect=503)
+                assert reply.code == "outcome_unknown" and reply.headers["Retry-After"]
+                proxy.open()
+                stored = await api.put(f"/{moment}-again", b"bytes", headers={"Idempotency-Key": moment}, expect=201)
+                assert stored.json["version"] == 1 and proxy.lost == 2 * (number + 1)
+            assert [file["version"] for file in await api.list()] == [1, 1, 1, 1]
+            usage = await api.usage()
+            assert (usage["files"], usage["versions"], usage["count"]) == (20, 0, 4)
+        finally:
+            await asyncio.to_thread(stack.stop)
