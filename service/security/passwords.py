@@ -20,7 +20,7 @@ from service.errors import InvalidField, Unavailable
 MIN_CHARACTERS = 8  # NIST SP 800-63B (2017), section 5.1.1.2
 MAX_BYTES = 1024
 MAX_WAITING = 32
-NICENESS = 5  # a third of the weight of an ordinary thread
+NICENESS = 5  # more than the process has: a third of the weight of its other threads
 
 # Fixed for ever: it is a part of every stored hash.  Not a secret; it keeps these digests apart from any other use of
 # HMAC-SHA256 over a password, so that a leaked fast digest cannot be tried against the bcrypt hashes as it is.
@@ -98,7 +98,8 @@ class Passwords:
 
 def _give_way() -> None:
     """In a thread that hashes: while the processors are busy, bytes come first (on Linux a thread has its own nice)."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + NICENESS, 19))
 
 
 def _normalise(password: str, field: str = "password") -> str:

@@ -1,11 +1,12 @@
 """Limits from outside: costly requests are counted for each account, and say when to come back."""
 
+import asyncio
 from collections.abc import Iterator
 
 import aiohttp
 import pytest
 
-from tests.client import Api, Reply, new_account
+from tests.client import PASSWORD, Api, Reply, new_account
 from tests.stack import Stack
 
 LIMIT = 6
@@ -15,7 +16,7 @@ LIMIT = 6
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service where little is allowed; one worker, so that there is one count without Redis."""
     stack = Stack(tmp_path_factory.mktemp("counted") / "data", {
-        "WORKERS": "1", "COSTLY_REQUESTS_PER_MINUTE": str(LIMIT)}).start()
+        "WORKERS": "1", "COSTLY_REQUESTS_PER_MINUTE": str(LIMIT), "BCRYPT_COST": "10"}).start()
     yield stack
     stack.stop()
 
@@ -53,3 +54,23 @@ async def test_costly_requests_are_counted_together_and_for_each_account(
     visitor = Api(session, counted)
     statuses = [(await visitor.call("GET", f"{link}?download=1")).status for _ in range(LIMIT + 2)]
     assert statuses == [200] * LIMIT + [429] * 2
+
+
+async def test_flood_of_logins_is_refused_beyond_its_queue_and_stops_nobody_else(
+        session: aiohttp.ClientSession, counted: Stack) -> None:
+    """Each of them costs more than ten downloads; the one thread that hashes has a queue of 32."""
+    api = await new_account(session, counted)
+    await api.put("/f", b"f")
+    stranger = Api(session, counted)
+    names = [f"nobody-{number}" for number in range(90)]
+    flood = [asyncio.ensure_future(stranger.call("POST", "/auth/jwt/login", json={"username": name, "password": PASSWORD}))
+             for name in names]
+    downloads = 0
+    while not all(login.done() for login in flood):
+        assert (await api.get("/f")).body == b"f"
+        downloads += 1
+    replies = [login.result() for login in flood]
+    refused = [reply for reply in replies if reply.status == 503]
+    assert {reply.status for reply in replies} == {401, 503} and len(refused) >= 90 - 2 * 33
+    assert all(int(reply.headers["Retry-After"]) >= 1 for reply in refused)
+    assert downloads >= 10

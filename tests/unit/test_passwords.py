@@ -1,6 +1,9 @@
 """service.security.passwords."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -216,6 +219,26 @@ async def test_more_waiting_calls_than_allowed_are_refused_at_once(passwords: Pa
     gate.opened.set()
     assert len(await asyncio.gather(*tasks)) == 1 + MAX_WAITING
     assert await passwords.verify(GOOD, None) is False  # the places are free again
+
+
+NICE = """
+import asyncio, os, sys, threading
+from service.security import passwords
+
+os.nice(int(sys.argv[1]))
+if os.geteuid() == 0:
+    os.setuid(65534)  # who may not take back any niceness
+made = passwords.Passwords(4)
+print(asyncio.run(made._run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
+"""
+
+
+@pytest.mark.parametrize(("nice", "of_thread"), [("0", 5), ("10", 15), ("19", 19)])
+def test_hashing_gives_way_to_the_rest_of_the_process_however_nice_that_is(nice: str, of_thread: int) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    done = subprocess.run([sys.executable, "-c", NICE, nice], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == min(of_thread + before, 19)
 
 
 async def test_cancelled_waiting_call_gives_its_place_back_without_work(passwords: Passwords, gate: Gate) -> None:
