@@ -5,10 +5,10 @@ from dataclasses import replace
 from service.db import blobs, files, folders, trash, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import check_conditions, etag_of
-from service.domain.places import Place, get, is_folder
+from service.domain.content import check_conditions
+from service.domain.places import Place, get, get_locked, is_folder
 from service.domain.requests import once
-from service.errors import Conflict, InvalidPath, NotFound
+from service.errors import Conflict, InvalidPath
 from service.model import Caller, Conditions, File, Folder, Usage, UserId
 
 
@@ -56,21 +56,14 @@ class Files:
 async def delete(conn: Connection, user_id: UserId, place: Place, conditions: Conditions, *, permanent: bool,
                  has_tree: bool) -> None:
     """Delete within a transaction that has locked the tree; `has_tree`: alone, as a folder needs."""
-    found = await get(conn, user_id, place)
+    found = await get_locked(conn, user_id, place)
     if isinstance(found, File):
-        await _check_file(conn, found, conditions)
+        check_conditions(conditions, found.etag)
     elif has_tree:
         _check_folder(user_id, found, conditions)
     else:
         raise Conflict()  # a folder took the place of the file
     await (purge if permanent else discard)(conn, user_id, found)
-
-
-async def _check_file(conn: Connection, file: File, conditions: Conditions) -> None:
-    head_id = await files.lock_file(conn, file.id)
-    if head_id is None:
-        raise NotFound()
-    check_conditions(conditions, etag_of(head_id))
 
 
 def _check_folder(user_id: UserId, folder: Folder, conditions: Conditions) -> None:

@@ -9,6 +9,7 @@ from service.errors import Conflict, InvalidPath, IsAFolder, NotAFolder, NotFoun
 from service.model import Caller, File, FileId, Folder, UserId, new_uuid
 
 Place = tuple[str, ...] | FileId
+MAX_LOOKS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,23 @@ async def get(conn: Connection, user_id: UserId, place: Place) -> File | Folder:
     if found is None:
         raise NotFound()
     return found
+
+
+async def get_locked(conn: Connection, user_id: UserId, place: Place) -> File | Folder:
+    """What is at the place, a file locked, so that it stays there until the transaction ends.
+
+    Behind the lock it may be elsewhere, and another file in its place: then that is meant.  Raises NotFound, and
+    Conflict if it is another one each time.
+    """
+    found = await get(conn, user_id, place)
+    for _ in range(MAX_LOOKS):
+        if isinstance(found, Folder):
+            return found
+        await files.lock_file(conn, found.id)
+        locked_id, found = found.id, await get(conn, user_id, place)
+        if found.id == locked_id:
+            return found
+    raise Conflict()
 
 
 async def is_folder(database: Database, caller: Caller, place: Place) -> bool:

@@ -4,7 +4,7 @@ from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import check_conditions, supersede
-from service.domain.places import Place, get
+from service.domain.places import Place, get, get_locked
 from service.domain.requests import once
 from service.errors import Conflict, IsAFolder, NotFound
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, Version, VersionId, new_uuid
@@ -22,7 +22,7 @@ class Versions:
     async def list(self, caller: Caller, place: Place) -> list[Version]:
         """All versions of a file, newest first; raise NotFound, IsAFolder."""
         async with self._database.connection() as conn:
-            return await versions.list_versions(conn, (await _get_file(conn, caller, place)).id)
+            return await versions.list_versions(conn, _as_file(await get(conn, caller.user_id, place)).id)
 
     async def restore(self, caller: Caller, place: Place, number: int,
                       conditions: Conditions = Conditions()) -> File:
@@ -32,12 +32,11 @@ class Versions:
         """
         async def work(conn: Connection) -> File:
             await files.lock_tree_shared(conn, caller.user_id)
-            file = await _get_file(conn, caller, place)
-            head_id = await files.lock_file(conn, file.id)
+            file = _as_file(await get_locked(conn, caller.user_id, place))
             wanted = await versions.get_numbered(conn, file.id, number)
-            if head_id is None or wanted is None:
+            if wanted is None:
                 raise NotFound()
-            head = await versions.get_version(conn, head_id)
+            head = await versions.get_version(conn, file.version_id)
             check_conditions(conditions, head.etag)
             new_id = VersionId(new_uuid())
             # first the new reference, then the pruning that may drop the old one: the blob is never unreferenced
@@ -56,9 +55,7 @@ class Versions:
         """Forget one former version of a file, or all of them; raise NotFound, IsAFolder, Conflict for the current."""
         async def work(conn: Connection) -> None:
             await files.lock_tree_shared(conn, caller.user_id)
-            file = await _get_file(conn, caller, place)
-            if await files.lock_file(conn, file.id) is None:
-                raise NotFound()
+            file = _as_file(await get_locked(conn, caller.user_id, place))
             if number is None:
                 pruned = await versions.delete_former(conn, file.id, keep=0)
             else:
@@ -103,8 +100,8 @@ class Versions:
         await self._database.in_transaction(work)
 
 
-async def _get_file(conn: Connection, caller: Caller, place: Place) -> File:
-    found = await get(conn, caller.user_id, place)
+def _as_file(found: File | Folder) -> File:
+    """Raise IsAFolder for a folder."""
     if isinstance(found, Folder):
         raise IsAFolder("A folder has no versions.", field="path")
     return found

@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 
+from service.domain.moves import Change, Moves
+from service.domain.places import Target
 from service.errors import InvalidPath, NotFound, PreconditionFailed
 from service.model import Caller, Conditions, File, FileId, Folder, new_uuid
 from service.names import split_path
@@ -174,6 +176,35 @@ async def test_deletion_frees_the_size_of_the_version_that_is_there_then(
     await task
     assert (await world.usage(caller)).files_bytes == 14
     await check_all(world.dsn, world.root)
+
+
+async def test_file_that_was_moved_away_meanwhile_is_not_the_one_to_delete(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    """Its new place was never named; who moved it was told that it is there."""
+    failpoints.reset()
+    async with failpoints.paused("files.lock_file before", delete(world, caller, "/file")) as task:
+        await move(world, caller, "/file", "/elsewhere")
+    with pytest.raises(NotFound):
+        await task
+    assert "/elsewhere" in await world.listing(caller)
+    await check_all(world.dsn, world.root)
+
+
+async def test_file_that_was_replaced_by_another_one_meanwhile_is_deleted(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    """There has been a file at the path all the time: it cannot be said that there was none."""
+    await world.put(caller, "/other", b"other")
+    failpoints.reset()
+    async with failpoints.paused("files.lock_file before", delete(world, caller, "/file")) as task:
+        await move(world, caller, "/other", "/file", overwrite=True)
+    await task
+    assert not {"/file", "/other"} & set(await world.listing(caller))
+    await check_all(world.dsn, world.root)
+
+
+async def move(world: World, caller: Caller, source: str, to: str, *, overwrite: bool = False) -> None:
+    target = Target(place=split_path(to))
+    await Moves(world.database).move(caller, Change(source=split_path(source), target=target, overwrite=overwrite))
 
 
 async def test_deep_tree_can_be_made_and_deleted(world: World, caller: Caller) -> None:

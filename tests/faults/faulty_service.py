@@ -67,7 +67,7 @@ def m3() -> None:
 
 def m13() -> None:
     """The mark of an account stays as it is, whatever changes (tests/api/test_decisions.py)."""
-    async def renew(self: Generations, user_ids: Any) -> None:
+    async def renew(self: Generations, changed: Any) -> None:
         """Nothing."""
 
     Generations.renew = renew  # type: ignore[method-assign]
