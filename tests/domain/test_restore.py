@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ from tests.killed import Step, run_killed
 from tests.world import World, open_world
 
 LACKS_SOMETHING = 3
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The commands change it."""
+    mask = os.umask(0o077)
+    yield
+    os.umask(mask)
 
 
 @dataclass(frozen=True)

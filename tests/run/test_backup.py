@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import aiohttp
 import asyncpg
 import pytest
 
+from service.__main__ import main
 from service.db.pool import Database
 from service.domain.housekeeping import Housekeeping
 from service.run.postgres import EmbeddedPostgres
@@ -36,6 +38,14 @@ WITH RECURSIVE tree AS (
 )
 SELECT path, blob_id FROM tree JOIN versions ON versions.id = head_id
 """
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The commands change it."""
+    mask = os.umask(0o077)
+    yield
+    os.umask(mask)
 
 
 def content(path: str, number: int) -> bytes:
@@ -196,20 +206,24 @@ async def test_restored_service_is_the_same_to_its_users(
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["backup", "x", "--keep", "0"], "argument --keep: has to be 1 or more"),
+    (["backup"], "the following arguments are required: DIR"),
     (["restore"], "the following arguments are required: DIR"),
 ])
-def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "service", *arguments], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr
+def test_wrong_arguments_are_refused(
+        arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capfd.readouterr().err
 
 
-def test_failures_are_one_sentence(tmp_path: Path) -> None:
-    stack, path = Stack(tmp_path / "data"), tmp_path / "backups"
+def test_failures_are_one_sentence(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    root, path = tmp_path / "data", tmp_path / "backups"
+    monkeypatch.setenv("FILE_STORAGE_DATA_ROOT", str(root))
     for name, message in (
-            ("backup", f"error: {stack.root}/MARKER cannot be read: No such file or directory; is this the data root, "
-             "and did the service ever run on it?\n"),
+            ("backup", f"error: {root}/MARKER cannot be read: No such file or directory; is this the data root, and "
+             "did the service ever run on it?\n"),
             ("restore", f"error: {path} is not a folder of backups: No such file or directory\n")):
-        done = subprocess.run([sys.executable, "-m", "service", name, str(path)], cwd=PROJECT, capture_output=True,
-                              text=True, env=stack.environment())
-        assert (done.returncode, done.stderr) == (1, message)
+        assert main([name, str(path)]) == 1
+        assert capfd.readouterr().err == message
     assert list(tmp_path.iterdir()) == []
