@@ -6,7 +6,6 @@ The turn saves work; nothing depends on it.  Each step is safe beside another on
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 
@@ -24,8 +23,6 @@ from service.errors import ServiceError, Unavailable
 from service.storage.base import Inspector
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 TURN = "upkeep"
 HOUR_SECONDS = 3600.0
@@ -55,8 +52,7 @@ class Upkeep:
         self._strays = Strays(database, inspector, quarantine_days=quarantine_days)
         self._scrub = Scrub(database, inspector)
         self._consistency = Consistency(database)
-        self._is_held = self._is_older = True  # until the first round has looked
-        self._has_failed = False
+        self._is_held = self._is_older = True  # until that was looked at
 
     async def run(self) -> None:
         """Wait for the turn, do the work while it lasts; returns never."""
@@ -75,7 +71,9 @@ class Upkeep:
             if turn is None:
                 return
             log.info("upkeep.begun")
-            work = [self._keep_house(), turn.until_lost(), *([self._read_back()] if self._pacing.scrub_rate else [])]
+            work = [self._repeat(self.round), self._repeat(self.look), turn.until_lost()]
+            if self._pacing.scrub_rate:
+                work.append(self._read_back())
             tasks = [asyncio.ensure_future(part) for part in work]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -85,59 +83,71 @@ class Upkeep:
                 await asyncio.gather(*tasks, return_exceptions=True)
         raise Unavailable("The connection that held the turn has ended.")
 
-    async def _keep_house(self) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[object]]) -> None:
         while True:
-            await self.round()
+            await work()
             await asyncio.sleep(self._pacing.round_seconds)
 
     async def _read_back(self) -> None:
         pace = Throttle(self._pacing.scrub_rate)
+        count = 0
+
+        async def verify() -> None:
+            nonlocal count
+            count = await self._scrub.verify_due(pace, may_move=not self._is_held)
+
         while True:
-            if not await self._step("verify", lambda: self._scrub.verify_due(pace, may_move=not self._is_held)):
+            if not await self._step("verify", verify) or not count:
                 await asyncio.sleep(self._pacing.round_seconds)
 
-    # --- a round ---
+    # --- rounds ---
 
     async def round(self) -> bool:
-        """One round of everything that is due; whether nothing went wrong with it."""
-        self._has_failed = False
-        self._is_held = self._is_older = True  # until that was looked at
-        self._is_older = await self._is_objected("pairing", self._pairing.confirm)
-        self._is_held = await self._is_objected("strays", self._strays.find_objection) or self._is_older
+        """Remove what has to go, unless there is an objection; whether nothing went wrong."""
+        steps = [await self._find_objections()]
         if not self._is_held:
-            await self._step("housekeeping", self._housekeeping.run)
-            await self._if_due("leftovers", HOUR_SECONDS, self._remove_leftovers)
-        await self._if_due("walk", DAY_SECONDS, self._walk)
-        await self._if_due("sizes", DAY_SECONDS, lambda: self._scrub.check_sizes(may_move=not self._is_held))
-        await self._if_due("rows", DAY_SECONDS, self._check_rows)
-        await self._step("metrics", self._show_damage)
-        metrics.count_sweep("failed" if self._has_failed else "ok")
-        return not self._has_failed
+            steps += [await self._step("housekeeping", self._housekeeping.run),
+                      await self._if_due("leftovers", HOUR_SECONDS, self._remove_leftovers)]
+        metrics.count_sweep("ok" if all(steps) else "failed")
+        return all(steps)
 
-    async def _is_objected(self, name: str, look: Callable[[], Awaitable[str | None]]) -> bool:
-        """Whether there is a reason to remove nothing; not to know is one."""
-        reason: str | None = "it could not be found out whether anything may be removed"
+    async def look(self) -> bool:
+        """Check what is due, which may take long; whether nothing went wrong."""
+        return all([
+            await self._find_objections(),
+            await self._if_due("walk", DAY_SECONDS, self._walk),
+            await self._if_due("sizes", DAY_SECONDS, lambda: self._scrub.check_sizes(may_move=not self._is_held)),
+            await self._if_due("rows", DAY_SECONDS, self._check_rows),
+            await self._step("metrics", self._show_damage)])
 
-        async def step() -> None:
-            nonlocal reason
-            reason = await look()
+    async def _find_objections(self) -> bool:
+        """Look whether there is a reason to remove nothing; not to know is one.  Whether nothing went wrong."""
+        found: dict[str, str | None] = {}
 
-        await self._step(name, step)
-        if reason is not None:
-            log.error("removals.held", reason=reason)
-        metrics.HELD.labels(name).set(reason is not None)
-        return reason is not None
+        async def ask(name: str, question: Callable[[], Awaitable[str | None]]) -> None:
+            found[name] = await question()
 
-    async def _step(self, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Do it; what goes wrong is logged, and does not keep the other steps."""
+        steps = [await self._step("pairing", lambda: ask("pairing", self._pairing.confirm)),
+                 await self._step("strays", lambda: ask("strays", self._strays.find_objection))]
+        for name in ("pairing", "strays"):
+            reason = found.get(name, "it could not be found out whether anything may be removed")
+            metrics.HELD.labels(name).set(reason is not None)
+            if reason is not None:
+                log.error("removals.held", reason=reason)
+        self._is_older = found.get("pairing", "") is not None
+        self._is_held = self._is_older or found.get("strays", "") is not None
+        return all(steps)
+
+    async def _step(self, name: str, work: Callable[[], Awaitable[object]]) -> bool:
+        """Do it; what goes wrong is logged, and does not keep the other steps.  Whether nothing did."""
         try:
-            return await work()
+            await work()
+            return True
         except Exception as error:  # whatever it was: the next round tries again
-            self._has_failed = True
             log.error("upkeep.failed", step=name, exc_info=error)
-            return None
+            return False
 
-    async def _if_due(self, name: str, every_seconds: float, work: Callable[[], Awaitable[int]]) -> None:
+    async def _if_due(self, name: str, every_seconds: float, work: Callable[[], Awaitable[int]]) -> bool:
         async def step() -> None:
             async with self._database.connection() as conn:
                 if not await checks.is_due(conn, name, every_seconds=every_seconds):
@@ -148,7 +158,7 @@ class Upkeep:
             metrics.LAST_CHECK.labels(name).set_to_current_time()
             log.info("check.finished", check=name, findings=found)
 
-        await self._step(name, step)
+        return await self._step(name, step)
 
     async def _remove_leftovers(self) -> int:
         return len(await self._leftovers.remove(await self._leftovers.find()))

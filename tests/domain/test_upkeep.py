@@ -50,6 +50,11 @@ def make(world: World, inspector: LocalInspector) -> Upkeep:
     return upkeep
 
 
+async def do_all(upkeep: Upkeep) -> bool:
+    """A round of everything; whether nothing went wrong."""
+    return all([await upkeep.round(), await upkeep.look()])
+
+
 async def days_later(world: World) -> None:
     """Everything that has its time has had it."""
     await age(world, "first_seen_at", 48)
@@ -147,7 +152,7 @@ async def test_round_does_everything_that_is_due_and_no_more(
     path.write_bytes(b"longer")
     litter(world)
     await world.observer.execute("UPDATE users SET file_count = 7")
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     shown = {kind: value(metrics.FINDINGS, kind) for kind in ("missing", "size", "digest", "stray", "usage", "tree")}
     assert shown == {"missing": 1, "size": 1, "digest": 0, "stray": 1, "usage": 1, "tree": 0}
     assert value(metrics.HELD, "pairing") == 0
@@ -156,10 +161,10 @@ async def test_round_does_everything_that_is_due_and_no_more(
     assert await world.observer.fetchval("SELECT file_count FROM users") == 7  # only by hand
     done = await world.observer.fetch("SELECT name, finished_at, findings FROM checks ORDER BY name")
     assert {row["name"]: row["findings"] for row in done} == {"leftovers": 0, "rows": 1, "sizes": 2, "walk": 1}
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     assert await world.observer.fetch("SELECT name, finished_at, findings FROM checks ORDER BY name") == done
     await days_later(world)
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     assert len(in_quarantine(world)) == 2
 
 
@@ -172,7 +177,7 @@ async def test_step_that_fails_does_not_keep_the_others(
         litter(world)
         failpoints.reset()
         failpoints.arm(point, raise_surprise)
-        assert not await make(world, inspector).round()
+        assert not await do_all(make(world, inspector))
         assert failpoints.was_hit, point
         assert [row["name"] for row in await world.observer.fetch("SELECT name FROM checks ORDER BY name")] == kept
 
@@ -182,7 +187,7 @@ async def test_too_many_strays_are_shown_and_nothing_is_touched_until_somebody_t
     monkeypatch.setattr("service.domain.strays.MIN_LIMIT", 2)
     keys = {litter(world) for _ in range(3)}
     for _ in range(3):
-        assert await make(world, inspector).round()
+        assert await do_all(make(world, inspector))
         assert value(metrics.HELD, "strays") == 1
         await world.put(caller, "/gone", b"gone")
         keys.add((await world.put(caller, "/gone", b"gone too")).file.blob_key)
@@ -194,18 +199,18 @@ async def test_too_many_strays_are_shown_and_nothing_is_touched_until_somebody_t
     assert [finding.kind for finding in report.findings].count("held") == 1 and len(world.blobs()) == 9
     assert (await check.run(repairs=True, takes_many=True)).is_healthy
     assert len(in_quarantine(world)) == 3
-    assert await make(world, inspector).round()
+    assert await do_all(make(world, inspector))
     assert world.blobs() == set() and value(metrics.HELD, "strays") == 0
 
 
 async def test_leftovers_are_removed_by_their_age(world: World, inspector: LocalInspector) -> None:
     upkeep = make(world, inspector)
     (world.root / "staging" / "left").write_bytes(b"left")
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     assert world.staged() == ["left"]
     upkeep._leftovers = Leftovers(inspector, age_seconds=0)
     await days_later(world)
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     assert world.staged() == []
 
 
@@ -245,7 +250,7 @@ async def test_data_root_that_has_known_more_is_noticed(world: World, inspector:
 async def test_data_root_that_has_known_more_is_left_alone(
         world: World, caller: Caller, inspector: LocalInspector) -> None:
     upkeep = make(world, inspector)
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     await world.observer.execute("UPDATE instance SET high_water = high_water - 1")
     await nothing_is_removed(world, caller, inspector, upkeep)
 
@@ -260,7 +265,7 @@ async def nothing_is_removed(world: World, caller: Caller, inspector: LocalInspe
     hand = Check(world.database, inspector, settle_seconds=0, leftover_seconds=0)
     for _ in range(2):
         await days_later(world)
-        assert await upkeep.round() and value(metrics.HELD, "pairing") == 1
+        assert await do_all(upkeep) and value(metrics.HELD, "pairing") == 1
         findings = (await hand.run(repairs=True)).findings
         assert sorted(finding.kind for finding in findings) == ["held", "leftover", "stray"]
     assert world.blobs() == before and world.staged() == ["left"]
@@ -283,7 +288,7 @@ async def restored(world: World, caller: Caller, postgres: EmbeddedPostgres, upk
     await world.put(caller, "/before", b"before")
     await world.put(caller, "/garbage", b"garbage")
     await world.delete(caller, "/garbage")
-    assert await upkeep.round()
+    assert await do_all(upkeep)
     name = f"restored_{uuid4().hex}"
     dsn = await asyncio.to_thread(dump, postgres, world.dsn, name)
     await world.put(caller, "/after", b"after")
@@ -298,7 +303,7 @@ async def rounds(older: World, inspector: LocalInspector) -> None:
     """Days go by, with upkeep and by hand."""
     upkeep = make(older, inspector)
     for _ in range(2):
-        await upkeep.round()
+        await do_all(upkeep)
         await Check(older.database, inspector, settle_seconds=0).run(repairs=True)
         await days_later(older)
 
@@ -313,7 +318,7 @@ async def test_restored_older_dump_removes_nothing_until_somebody_has_looked(
         assert await older.get(caller, "/before") == b"before"
         assert await world.get(caller, "/after") == b"after"
         (world.root / "HIGH_WATER").unlink()  # as an operator does who means it
-        await make(older, inspector).round()
+        await do_all(make(older, inspector))
         assert len(in_quarantine(world)) == 2 and len(world.blobs()) == 1
         await check_after(older)
 
