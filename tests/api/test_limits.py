@@ -63,8 +63,8 @@ async def test_flood_of_logins_is_refused_beyond_its_queue_and_stops_nobody_else
     await api.put("/f", b"f")
     stranger = Api(session, counted)
     names = [f"nobody-{number}" for number in range(90)]
-    flood = [asyncio.ensure_future(stranger.call("POST", "/auth/jwt/login", json={"username": name, "password": PASSWORD}))
-             for name in names]
+    flood = [asyncio.ensure_future(stranger.call(
+        "POST", "/auth/jwt/login", json={"username": name, "password": PASSWORD})) for name in names]
     downloads = 0
     while not all(login.done() for login in flood):
         assert (await api.get("/f")).body == b"f"

@@ -4,16 +4,19 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from service.db.instance import get_epoch
 from service.domain import writability
+from service.domain.archives import Archives
 from service.domain.content import Content
 from service.domain.places import Target
-from service.errors import DiskFailed, ReadOnly, ServiceError
+from service.errors import DiskFailed, ReadOnly, ServiceError, StorageFull
 from service.model import Caller
 from service.storage.base import Room
 from service.storage.local import LocalStore
@@ -160,6 +163,42 @@ async def test_body_that_cannot_be_removed_does_not_hide_the_answer(
 
     monkeypatch.setattr(LocalStore, "discard", refuse)
     await failing.fail("os.link")
+
+
+class FullFile(BytesIO):
+    """A scratch file on a disk that has room for so many bytes."""
+
+    def __init__(self, room_bytes: int, number: int) -> None:
+        super().__init__()
+        self._room_bytes = room_bytes
+        self._number = number
+
+    def write(self, data: Any) -> int:
+        """Take it, or fail as the disk does."""
+        if self.tell() + len(data) > self._room_bytes:
+            raise OSError(self._number, os.strerror(self._number))
+        return super().write(data)
+
+    def close(self) -> None:
+        """What a buffer has still to write is tried again, and fails again."""
+        super().close()
+        raise OSError(self._number, os.strerror(self._number))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, StorageFull), (errno.EIO, DiskFailed)])
+@pytest.mark.parametrize("room_bytes", [0, 100])
+async def test_archive_whose_plan_finds_no_room_is_refused(
+        failing: Failing, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[ServiceError],
+        room_bytes: int) -> None:
+    archives = Archives(failing.world.database, failing.world.store)
+    monkeypatch.setattr(failing.world.store, "scratch", lambda: FullFile(room_bytes, number))
+    for _ in range(20):  # more often than there are connections
+        with pytest.raises(kind):
+            await archives.plan(failing.caller, ())
+    monkeypatch.undo()
+    plan = await archives.plan(failing.caller, ())
+    assert plan.count == 2  # the folder and its file
+    plan.close()
 
 
 @pytest.mark.mutant("D2", "a failing disk trusted for ever")
