@@ -77,6 +77,8 @@ WHERE id = ANY($1::uuid[]) AND NOT EXISTS (SELECT FROM versions WHERE versions.b
 
 async def release_blobs(conn: Connection, keys: list[BlobKey]) -> None:
     """Let go of blobs whose versions were deleted in this transaction."""
+    if not keys:
+        return
     await lock_blobs(conn, keys)
     await conn.execute(RELEASE_BLOBS, keys)
 

@@ -101,6 +101,10 @@ class Failpoints:
         """Have something happen at a step, once; a name alone means its first time."""
         self._armed[(point, 0) if isinstance(point, str) else point] = action
 
+    def count(self, name: str) -> int:
+        """How often a step was passed since `reset`."""
+        return self._seen[name]
+
     def passed(self) -> list[Point]:
         """Every step since `reset`."""
         return [(name, number) for name, count in self._seen.items() for number in range(count)]
