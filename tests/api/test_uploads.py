@@ -267,8 +267,8 @@ UNUSABLE_FIELDS = [
     (part('name="path"', b"/a") + part('name="path"', b"/b"), 422, "path"),
     (part('name="path"', b"/a/../b"), 422, "path"),
     (part('name="path"', b"/a\0b"), 422, "path"),
-    (part('name="name"', b"a/b"), 422, "path"),
-    (part('name="name"', b".."), 422, "path"),
+    (part('name="name"', b"a/b"), 422, "name"),
+    (part('name="name"', b".."), 422, "name"),
 ]
 
 

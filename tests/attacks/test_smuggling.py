@@ -148,7 +148,8 @@ async def test_unusual_request_with_one_meaning_is_one_request(door: Door, accou
             assert answers[0].status in (400, 411, 415, 417, 422, 501), (name, answers)
             continue
         assert [answer.body == LIVE for answer in answers] == [False, True], (name, answers)
-        assert answers[0].status in (200, 201, 415, 417, 422)
+        # a body that nginx has not announced to the worker behind it is refused there
+        assert answers[0].status in (200, 201, 415, 417, 422, *([400] if isinstance(door, Path) else []))
     for file in await account.list():
         assert (await account.get(file["path"])).body in (b"{}", b"")
     disk.settle(account.stack)
