@@ -176,8 +176,9 @@ async def stage_raw(request: web.Request) -> Staged:
 
 def is_small(request: web.Request) -> bool:
     """Whether the body, which was not spooled, may stay in memory."""
-    announced = announced_bytes(request)
-    return CLAIM not in request and announced is not None and announced <= SMALL_BYTES
+    if CLAIM in request or "Transfer-Encoding" in request.headers:
+        return False
+    return announced_bytes(request) == (request.content_length or 0) <= SMALL_BYTES
 
 
 async def _read_announced(request: web.Request) -> bytes:
