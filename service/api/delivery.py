@@ -60,7 +60,7 @@ async def respond(request: web.Request, delivery: Delivery, *,
     return await _send(request, delivery, headers)
 
 
-def decided(request: web.Request, delivery: Delivery) -> web.Response:
+def decided(request: web.Request, delivery: Delivery, *, method: str) -> web.Response:
     """The same decision as an answer to nginx's question: where to go on, and what to say there.
 
     403 stands for "go to X-Next", since auth_request knows nothing but yes and no.
@@ -68,7 +68,7 @@ def decided(request: web.Request, delivery: Delivery) -> web.Response:
     location = request.app[STORE].locate(delivery.key)
     assert _LOCATION.fullmatch(location)
     headers = _headers(delivery)
-    metrics.BYTES.labels("out", "nginx").inc(_length(request, delivery))
+    metrics.BYTES.labels("out", "nginx").inc(0 if method == "HEAD" else delivery.size_bytes)
     return web.Response(status=403, headers={
         "X-Next": f"/_decided/{kind_of(delivery.content_type)}/{location}",
         **{name: headers[name] for name in ("ETag", "Last-Modified", "Repr-Digest", "Content-Disposition")}})

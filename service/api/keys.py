@@ -50,11 +50,12 @@ class Domain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """What was asked for, and what came of it."""
+    """What was asked for, and what came of it; with a `route` it is counted as a request there."""
 
     name: str
     method: str
     status: int
+    route: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -79,9 +79,12 @@ def _count(request: web.Request, response: web.StreamResponse, seconds: float) -
     resource = request.match_info.route.resource
     claim = request.get(CLAIM)
     sent = response.body_length if response.prepared else response.content_length or 0
+    route, method, status = "unmatched" if resource is None else resource.canonical, request.method, response.status
+    if (trace := request.get(TRACE)) is not None and trace.instead is not None and trace.instead.route is not None:
+        route, method, status = trace.instead.route, trace.instead.method, trace.instead.status
     metrics.count_request(
-        route="unmatched" if resource is None else resource.canonical, method=request.method, status=response.status,
-        seconds=seconds, bytes_in=request.content.total_bytes if claim is None else claim.size_bytes,
+        route=route, method=method, status=status, seconds=seconds,
+        bytes_in=request.content.total_bytes if claim is None else claim.size_bytes,
         bytes_out=0 if request.method == "HEAD" else sent)
 
 

@@ -24,7 +24,8 @@ async def decide_download(request: web.Request) -> web.StreamResponse:
     try:
         who = request[CALLER] = await authenticate(request)
         audit.identified(who)
-        response = delivery.decided(request, await decide_file(request, who, request.headers.get("X-Original-Uri", "")))
+        decided = await decide_file(request, who, request.headers.get("X-Original-Uri", ""))
+        response = delivery.decided(request, decided, method=method)
         response.headers["X-Accel-Expires"] = str(_seconds_good(request))
     except ServiceError as error:
         status = status_of(error)
@@ -33,7 +34,7 @@ async def decide_download(request: web.Request) -> web.StreamResponse:
             trace.fields["field"] = error.field
         response = render_refusal(error, trace.request_id)
         response.headers["X-Accel-Expires"] = "0"
-    trace.instead = Action(name="download_file", method=method, status=status)
+    trace.instead = Action(name="download_file", method=method, status=status, route="/file/download")
     return response
 
 
