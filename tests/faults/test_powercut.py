@@ -1,7 +1,11 @@
 """The power fails while clients write (F3, F4, F5): what was acknowledged is there, whole, and nothing dangles."""
 
 import asyncio
+import json
 import random
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,5 +139,15 @@ async def test_power_cut_in_the_middle_of_a_thousand_uploads(
         there = len(await account.api.list())
         assert leftovers(site.stack.root) == (0, 0), "the start has not removed what was on its way"
         line.note = (f"{there} files are there, {in_doubt} uploads were in doubt; left on the disk: {staged} staged, "
-                     f"{spooled} spooled (gone after the start), {stray} without a row")
+                     f"{spooled} spooled (gone after the start), {stray} without a row; {check(site)}")
         await check_invariants(site.stack.dsn, site.stack.root, max_strays=in_doubt)
+
+
+def check(site: Site) -> str:
+    """What `python -m service check` says of the running service, in short; bytes without a row are all it may find."""
+    done = subprocess.run([sys.executable, "-m", "service", "check", "--json"], env=site.stack.environment(),
+                          capture_output=True, text=True, timeout=300)
+    report = json.loads(done.stdout)
+    kinds = Counter(finding["kind"] for finding in report["findings"])
+    assert set(kinds) <= {"stray"} and done.returncode == bool(kinds), (done.returncode, report)
+    return f"check: {dict(kinds) or 'nothing found'}, exit code {done.returncode}"
