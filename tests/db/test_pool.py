@@ -92,7 +92,7 @@ async def test_deadlock_is_tried_again_and_both_succeed(database: Database) -> N
         return work
 
     await asyncio.gather(database.in_transaction(crossing(1, 2, 0)), database.in_transaction(crossing(2, 1, 1)))
-    assert sorted(tries) == [1, 2]
+    assert max(tries) == 2  # of one of them, or of both: the second try may meet the first one again
     assert await values(database) == [2, 2]
 
 
