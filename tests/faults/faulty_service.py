@@ -99,21 +99,34 @@ WORDS: dict[str, Callable[[], None]] = {
     "m1": m1, "m2": m2, "m3": m3, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
 
 
+def clock() -> list[str]:
+    """How a program is started whose clock is off by what CLOCK says, such as +1d; its timers are right."""
+    offset = os.environ.get("CLOCK")
+    if not offset:
+        return []
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    return ["/usr/bin/env", f"LD_PRELOAD={library}", f"FAKETIME={offset}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+
+
 def _keep_for_ever() -> None:
     """Children are started again at once however often they are killed: that is what the test does."""
     keeper.STEADY_SECONDS = 0
-    worker_child = supervisor.Supervisor._worker_child
+    for name in ("_worker_child", "_nginx_child"):
+        setattr(supervisor.Supervisor, name, _started_differently(getattr(supervisor.Supervisor, name)))
 
-    def faulty_child(self: supervisor.Supervisor, *args: Any) -> Child:
-        child = worker_child(self, *args)
+
+def _started_differently(make_child: Callable[..., Child]) -> Callable[..., Child]:
+    """Workers with their faults, and all with the clock that is told."""
+    def faulty_child(*args: Any) -> Child:
+        child = make_child(*args)
 
         def prepare() -> tuple[Sequence[str], Path]:
             command, folder = child.prepare()
-            return [MODULE if part == "service" else part for part in command], folder
+            return [*clock(), *(MODULE if part == "service" else part for part in command)], folder
 
         return dataclasses.replace(child, prepare=prepare)
 
-    supervisor.Supervisor._worker_child = faulty_child  # type: ignore[assignment, method-assign]
+    return faulty_child
 
 
 if __name__ == "__main__":

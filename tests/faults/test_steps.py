@@ -234,7 +234,7 @@ async def test_fault_at_every_step_of_a_sweep(
             await table.account.delete(await table.there(), permanent=True)
 
     def run() -> int:
-        command = [sys.executable, "-m", "tests.faults.sweeper", own_stack.dsn, str(own_stack.root)]
+        command = [sys.executable, "-m", "tests.faults.sweeper", own_stack.dsn, str(own_stack.root), "0"]
         return subprocess.run(command, env=os.environ | own_stack.variables, capture_output=True).returncode
 
     await litter()
