@@ -25,8 +25,8 @@ help: ## show this list
 run: $(VENV)/installed ## start everything on http://127.0.0.1:9000 (PORT=, DATA_ROOT=); Ctrl-C ends it
 	@exec $(PY) -m service run
 
-test: $(VENV)/installed-dev ## run all tests, or those of T=path
-	@exec $(PY) -m pytest $(T)
+test: $(VENV)/installed-dev ## run all tests, or those of T=path; JOBS=2: side by side
+	@exec $(PY) -m pytest $(if $(JOBS),-n $(JOBS) --dist loadfile) $(T)
 
 fuzz: $(VENV)/installed-dev ## for longer: requests that nobody wrote, and random lives of accounts (N=300 of each kind)
 	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest -rA tests/suites tests/suites/timing.py tests/model
