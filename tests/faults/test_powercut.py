@@ -85,7 +85,9 @@ async def recover(site: Site, line: Line, accounts: list[Account]) -> None:
     damage, words = await examine(accounts, site.stack.dsn, site.stack.root)
     line.add(damage)
     assert not damage, words
-    assert [refusal for account in accounts for refusal in account.ledger.refused] == []
+    refused = [words for account in accounts for words in account.ledger.refused]
+    # nginx cannot put a body into a file on a disk that has lost its power, and says so; nothing was stored then
+    assert [words for words in refused if ": 507 " not in words] == []
 
 
 async def test_what_was_acknowledged_survives_a_power_cut(
