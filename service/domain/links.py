@@ -11,7 +11,7 @@ from service.db import files, links
 from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import Content
-from service.domain.places import Place, Target, get
+from service.domain.places import Place, Target, get, get_locked
 from service.domain.requests import once
 from service.domain.throttle import network, throttle
 from service.errors import InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
@@ -99,7 +99,7 @@ class Links:
 
         async def work(conn: Connection) -> Link:
             await files.lock_tree_shared(conn, caller.user_id)
-            found = await get(conn, caller.user_id, place)
+            found = await get_locked(conn, caller.user_id, place)
             is_folder = isinstance(found, Folder)
             if kind == "upload" and not is_folder:
                 raise NotAFolder("Only a folder can take uploads.", field="path")

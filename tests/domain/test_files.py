@@ -10,6 +10,7 @@ from service.errors import InvalidPath, NotFound, PreconditionFailed
 from service.model import Caller, Conditions, File, FileId, Folder, new_uuid
 from service.names import split_path
 from tests.domain.failpoints import Failpoints
+from tests.domain.retries import links_of
 from tests.invariants import check_all, take_snapshot
 from tests.world import World
 
@@ -200,6 +201,17 @@ async def test_file_that_was_replaced_by_another_one_meanwhile_is_deleted(
     await task
     assert not {"/file", "/other"} & set(await world.listing(caller))
     await check_all(world.dsn, world.root)
+
+
+async def test_link_to_a_file_that_is_deleted_meanwhile_is_not_made(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    failpoints.reset()
+    making = links_of(world).create(caller, split_path("/file"), kind="download", password=None, max_downloads=None,
+                                    expires_in_seconds=None)
+    async with failpoints.paused("files.lock_file before", making) as task:
+        await world.delete(caller, "/file")
+    with pytest.raises(NotFound):
+        await task
 
 
 async def move(world: World, caller: Caller, source: str, to: str, *, overwrite: bool = False) -> None:
