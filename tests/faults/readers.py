@@ -50,6 +50,8 @@ class Reader:
             reply = await api.call(method, address, **more)  # type: ignore[arg-type]
         except NO_ANSWER:
             raise Unanswered from None
+        if b"internal_error" in reply.body:
+            self.wrong.append(f"{method} {address}: {reply.status} {reply.body[:200]!r}")
         if reply.status >= 500 and b"content_unavailable" not in reply.body or reply.status in REFUSALS:
             raise Unanswered
         return reply
