@@ -168,7 +168,7 @@ async def run_worker(config: Config, *, unix_socket: Path | None, generations: P
     logs.configure(config.log_level)
     runner = Runner(build(config, behind_nginx=unix_socket is not None, generations=generations), access_log=None,
                     keepalive_timeout=KEEPALIVE_SECONDS if unix_socket else DIRECT_KEEPALIVE_SECONDS,
-                    auto_decompress=False, read_bufsize=2**18, max_line_size=32768, max_field_size=16384,
+                    auto_decompress=False, read_bufsize=2**17, max_line_size=32768, max_field_size=16384,
                     shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
     try:

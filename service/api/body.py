@@ -33,7 +33,7 @@ from service.storage.base import SMALL_BYTES, Claim, Writer
 MAX_JSON_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 16 * 1024
 MAX_PARTS = 32
-PIECE_BYTES = 2**20
+PIECE_BYTES = 2**17
 FORM = "multipart/form-data"
 
 _LENGTH = re.compile(r"[0-9]{1,18}")
