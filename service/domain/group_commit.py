@@ -56,10 +56,12 @@ class GroupCommit:
                 made = await self._commit([wanted for wanted, _ in group])
             except Unavailable as error:
                 for _, done in group:
-                    done.set_exception(error)
+                    if not done.done():  # whoever waited may have been cancelled
+                        done.set_exception(error)
             else:
                 for wanted, done in group:
-                    done.set_result(made.get(wanted.id))
+                    if not done.done():
+                        done.set_result(made.get(wanted.id))
         self._leader = None
 
     async def _commit(self, group: Sequence[NewFile]) -> dict[FileId, File]:

@@ -137,3 +137,19 @@ async def test_lost_connection_is_unavailable_for_the_group_and_the_next_one_is_
     assert (await world.put(caller, "/a", b"x")).is_new  # by itself
     assert (await world.put(caller, "/b", b"x")).is_new
     await check_all(world.dsn, world.root, strays=1)
+
+
+async def test_waiter_that_is_cancelled_keeps_nobody_from_storing(world: World, failpoints: Failpoints) -> None:
+    caller = await world.new_caller()
+    await world.put(caller, "/old", b"old")
+    failpoints.reset()
+    async with failpoints.paused("uploads.lock_accounts after", world.put(caller, "/leads", b"leads")) as first:
+        for task in world.content._commits:
+            task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    async with asyncio.timeout(20):
+        await world.put(caller, "/next", b"next")
+    assert await world.get(caller, "/next") == b"next"
+    await check_all(world.dsn, world.root)
