@@ -47,7 +47,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         if failure is not None:
             raise failure
         response = await handler(request)
-    except Exception as error:
+    except Exception as error:  # whatever a handler missed: the client gets a problem, the log the rest
         if request.transport is None or request.transport.is_closing():
             trace.fields["client_gone"] = True
         elif request.writer.output_size > 0:

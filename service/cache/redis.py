@@ -104,7 +104,7 @@ class RedisCache:
             await self._send("PING")
         except TimeoutError:
             raise
-        except Exception as error:
+        except Exception as error:  # no common base, see `_try`
             raise ConnectionError(str(error)) from error
         self._retry_at = 0.0
 
@@ -112,7 +112,7 @@ class RedisCache:
         """Give up the connections."""
         try:
             await self._redis.aclose()
-        except Exception as error:
+        except Exception as error:  # at the end nothing depends on it any more
             self._warn(error)
 
     async def _try(self, *command: str | bytes | int) -> object:

@@ -126,7 +126,7 @@ class Database:
                 yield connection
         except asyncpg.DiskFullError as error:
             raise StorageFull("The database has no room for this; nothing was stored.") from error
-        except Exception as error:
+        except Exception as error:  # of the driver, the system or the caller: which one, `_means_lost` finds out
             if not _means_lost(error):
                 raise
             raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error

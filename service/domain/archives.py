@@ -72,7 +72,7 @@ class Archives:
             async with self._database.lane():
                 await self._database.in_transaction(work)
             return await self._store.run(planner.finish)
-        except BaseException as error:
+        except BaseException as error:  # also when the client leaves: the scratch file is nobody else's to close
             with contextlib.suppress(OSError):  # what it has still to write may be what the disk did not take
                 scratch.close()
             if isinstance(error, OSError):

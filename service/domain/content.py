@@ -163,7 +163,7 @@ class Content:
             self.check_size(staged.size_bytes)
             with self.writability.watched():
                 await self._store.place(staged)
-        except BaseException:
+        except BaseException:  # also when the request is cancelled: nothing names these bytes yet
             self.release(staged.key)
             raise
         # from here on a client that goes away changes nothing: the transaction runs to its end

@@ -124,7 +124,7 @@ def _restore(restoring: Restore, dsn: str, schema: Iterable[str], *, is_embedded
     try:
         postgres.check_server(dsn)
         is_loaded = asyncio.run(restoring.find_loaded(dsn))
-    except BaseException:
+    except BaseException:  # Ctrl-C too: nothing was restored yet, so the data root must not look as if
         if not is_embedded:
             restoring.withdraw()
         raise

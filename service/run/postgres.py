@@ -219,7 +219,7 @@ class EmbeddedPostgres:
         try:
             if not processes.wait_until(partial(self._is_up, self._process), RECOVERY_SECONDS):
                 raise StartError(f"PostgreSQL does not take connections; see {self.log}")
-        except BaseException:
+        except BaseException:  # Ctrl-C too: or the server would outlive whoever started it
             self.stop()
             raise
 

@@ -95,7 +95,7 @@ def copy_blob(blob: NamedBlob, source: Path, draft: Path, target: Path, stop: th
             os.fsync(writer.fileno())
             os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # nobody reads it soon
         os.replace(draft, target)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: half a copy is of no use
         draft.unlink(missing_ok=True)
         raise
 
@@ -131,6 +131,7 @@ def _pieces(file: BinaryIO, stop: threading.Event) -> Iterator[memoryview]:
         if stop.is_set():
             raise Stopped
         try:
+            # BinaryIO does not promise it; what `open` gives for "rb" has it
             length = file.readinto(view)  # type: ignore[attr-defined]
         except OSError as error:
             raise BadBlob(f"cannot be read: {error.strerror}") from error

@@ -57,6 +57,7 @@ def _selection(data: dict[str, object]) -> Selection:
         raise
     return Selection(place=place, is_recursive=is_recursive, with_folders=folder is not None or "recursive" in data,
                      part=names.check_part(str(part)) if part else None,
+                     # the schema has let only the words of `Sort` through, which mypy cannot see
                      sort=data["sort"], is_descending=data["order"] == "desc")  # type: ignore[arg-type]
 
 
