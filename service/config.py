@@ -7,6 +7,7 @@ container secrets are handed over.
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -39,6 +40,17 @@ def _scheme(address: SecretStr) -> str:
         raise ValueError("is not an address; odd characters of a password have to be percent-encoded") from None
 
 
+def _parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """Addresses and networks with commas between; ValueError for anything else, and for all addresses there are."""
+    try:
+        networks = [ip_network(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"has to be addresses and networks like 10.0.0.5,192.168.1.0/24: {error}") from None
+    if not all(network.prefixlen for network in networks):
+        raise ValueError("names every address, so any client could say that it is another one")
+    return networks
+
+
 class Config(BaseSettings):
     """The settings; built by `from_environment`, frozen, passed down."""
 
@@ -63,6 +75,7 @@ class Config(BaseSettings):
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64, description="processes that decide")
     max_upload_size: int = Field(64 * GIB, ge=1, le=2**62, description="bytes of one file at most")
     public_url: str | None = Field(None, description="begin of links that are given out; unset: the host a client used")
+    trusted_proxies: str | None = Field(None, description="who may say in X-Forwarded-For where a client is")
     min_free_space: int = Field(GIB // 2, ge=0, description="bytes of the disk that uploads never touch")
     quota: int | None = Field(None, ge=0, le=2**62, description="bytes of a new account; unset: no limit")
     versions_keep: int = Field(10, ge=0, le=10_000, description="former versions kept of each file")
@@ -107,6 +120,16 @@ class Config(BaseSettings):
         if value is not None and not re.fullmatch(r"https?://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?", value):
             raise ValueError("has to be like https://files.example.org, without a path")
         return value.rstrip("/") if value else None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str | None) -> str | None:
+        return ",".join(map(str, _parse_networks(value))) if value else None
+
+    @property
+    def proxy_networks(self) -> list[IPv4Network | IPv6Network]:
+        """Where proxies are that are believed."""
+        return _parse_networks(self.trusted_proxies) if self.trusted_proxies else []
 
     @field_validator("jwt_secret")
     @classmethod

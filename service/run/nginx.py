@@ -137,6 +137,7 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: Ad
         "decisions_server": "{{include decisions.conf}}" if njs else "",
         "decisions": _quote(f"{njs.memory}/{DECISIONS}") if njs else "",
         "listen": _listen(config),
+        "trusted_proxies": "\n".join(f"set_real_ip_from {network};" for network in config.proxy_networks),
         "uploads_per_address": str(UPLOADS_PER_ADDRESS),
         "problem": PROBLEM,
         "max_body_size": str(config.max_upload_size + FRAME_BYTES),

@@ -62,7 +62,7 @@ class Wanted:
 WANTED = {
     # -e, which keeps it from opening a log where it was compiled to, came with 1.19.5
     "nginx": Wanted("-V", r"nginx/(\d+\.\d+\.\d+)", (1, 19, 5),
-                    ("http_auth_request_module", "http_secure_link_module")),
+                    ("http_auth_request_module", "http_secure_link_module", "http_realip_module")),
     "redis-server": Wanted("--version", r"v=(\d+\.\d+\.\d+)", (5, 0, 0)),
     "wrk": Wanted("-v", r"wrk \S*?(\d+\.\d+\.\d+)", (4, 0, 0), exit_code=1),
     "rclone": Wanted("version", r"rclone v(\d+\.\d+\.\d+)", (1, 50, 0)),

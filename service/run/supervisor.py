@@ -128,6 +128,8 @@ class Supervisor:
         folders.check_port(self._config.host, self._config.port)
         if self._config.nginx == "auto":
             self._nginx = nginx.find_or_install(say)
+        if not self._nginx and self._config.trusted_proxies:
+            raise StartError(f"{PREFIX}TRUSTED_PROXIES needs nginx, which is not here or switched off")
         if self._nginx:
             self._nginx = nginx.find_njs(self._nginx, say) or self._nginx
             self._write_nginx_configuration(places, "nginx.conf", self._nginx.njs)

@@ -138,6 +138,8 @@ def test_unknown_name_is_refused(name: str) -> None:
     ("NGINX", ["auto", "off"], ["on", "Auto"]),
     ("LOG_LEVEL", ["debug", "INFO", "Warning", "error"], ["trace", "1"]),
     ("HOST", ["0.0.0.0", "::1"], [" "]),
+    ("TRUSTED_PROXIES", ["10.0.0.5", "192.168.1.0/24, fd00::/8", "::1"],
+     ["10.0.0.5,", "10.0.0.5/24", "proxy.example.org", "0.0.0.0/0", "10.0.0.5; deny all", "::/0"]),
     ("JWT_SECRET", ["x" * 32, "ü" * 16], ["x" * 31, "ü" * 15, " " * 10]),
     ("DATABASE_URL", ["postgresql://u:p@h/d", "postgres:///d?host=/run"], ["mysql://h/d", "h", "postgresql+x://h"]),
     ("REDIS_URL", ["redis://h:1/0", "rediss://h", "unix:///run/redis.sock"], ["http://h", "h:6379"]),
