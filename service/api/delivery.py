@@ -70,7 +70,7 @@ def decided(request: web.Request, delivery: Delivery, *, method: str) -> web.Res
     headers = _headers(delivery)
     metrics.BYTES.labels("out", "nginx").inc(0 if method == "HEAD" else delivery.size_bytes)
     return web.Response(status=403, headers={
-        "X-Next": f"/_decided/{kind_of(delivery.content_type)}/{location}",
+        "X-Next": f"/_decided/{kind_of(delivery.content_type, delivery.size_bytes)}/{location}",
         **{name: headers[name] for name in ("ETag", "Last-Modified", "Repr-Digest", "Content-Disposition")}})
 
 
@@ -105,7 +105,8 @@ def signed(request: web.Request, delivery: Delivery, *, expires_at: int) -> Sign
     """What a signed address has to say, so that nginx can send this version without asking."""
     location = request.app[STORE].locate(delivery.key)
     assert _LOCATION.fullmatch(location)
-    return SignedFile(blob=location, kind=kind_of(delivery.content_type), name=delivery.name, expires_at=expires_at)
+    return SignedFile(blob=location, kind=kind_of(delivery.content_type, delivery.size_bytes), name=delivery.name,
+                      expires_at=expires_at)
 
 
 # --- headers ---

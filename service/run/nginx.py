@@ -21,7 +21,7 @@ from service.config import Config
 from service.run import processes, programs
 from service.run.processes import StartError
 from service.security.addresses import AddressSigner
-from service.security.media import KINDS
+from service.security.media import KINDS, SMALL
 
 NJS_PACKAGE = "libnginx-mod-http-js"
 NJS_MODULE = "usr/lib/nginx/modules/ngx_http_js_module.so"
@@ -30,6 +30,8 @@ FOLDER = Path(__file__).parents[2] / "nginx"
 TEMPLATE = "nginx.conf.template"
 FRAME_BYTES = 2**20  # what a form adds to the bytes of its file, at most
 MAX_OPEN_FILES = 16384
+CONNECTIONS_SHARE = 4  # of all files: each download takes two, its file a third, and there are some to spare
+KEPT_OPEN_SHARE = 8  # of all files: small blobs; and so many remembered decisions
 UPLOADS_PER_ADDRESS = 256  # at the same time, of those that are too large for memory
 # below the folder `memory`
 GENERATIONS = "generations"
@@ -86,13 +88,17 @@ def _render_refusals() -> str:
 
 
 def _render_kinds(what: str) -> str:
-    """An address for each media type that files may have, which are `signed` or `decided`."""
-    return "\n".join(f"location /_{what}/{kind}/ {{\n"
-                     f"    {{{{include {what}.conf}}}}\n"
-                     "    {{include internal.conf}}\n"
-                     "    {{include headers.conf}}\n"
-                     f"    default_type {_quote(content_type)};\n"
-                     "}" for kind, content_type in KINDS.items())
+    """An address for each media type that files may have, which are `signed` or `decided`; large ones stay closed."""
+    lines = []
+    for kind, content_type in KINDS.items():
+        lines += [f"location /_{what}/{kind}/ {{",
+                  f"    {{{{include {what}.conf}}}}",
+                  *([] if kind.startswith(SMALL) else ["    open_file_cache off;"]),
+                  "    {{include internal.conf}}",
+                  "    {{include headers.conf}}",
+                  f"    default_type {_quote(content_type)};",
+                  "}"]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,8 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: Ad
     values = {
         "user": "user root; # the workers' uid: spooled bodies have mode 0600" if as_root else "",
         "open_files": str(_count_open_files()),
-        "connections": str(_count_open_files() // 4),  # two for each download, its file, and some to spare
+        "connections": str(_count_open_files() // CONNECTIONS_SHARE),
+        "kept_open": str(_count_open_files() // KEPT_OPEN_SHARE),
         "nginx_workers": str(min(config.workers, os.cpu_count() or 1)),
         "servers": "\n".join(f"server {_quote(f'unix:{socket}')} max_fails=0;" for socket in sockets),
         "single_workers": _render_single_workers(sockets),

@@ -1,5 +1,9 @@
 """Which media types a browser is told: never one that can carry a script."""
 
+MAX_SMALL_BYTES = 2**16
+"""A file up to this size nginx may keep open, even when it is removed: the room on the disk comes back later."""
+SMALL = "small-"
+
 PLAIN = "application/octet-stream"
 # safe to have a browser show or play them should it want to; everything else is plain bytes to it
 _KEPT = frozenset({
@@ -17,10 +21,12 @@ def content_type(stored: str) -> str:
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
-def kind_of(stored: str) -> str:
-    """The same as a word for an address, such as `text-plain`: one of KINDS."""
-    return content_type(stored).partition(";")[0].replace("/", "-")
+def kind_of(stored: str, size_bytes: int) -> str:
+    """The same as a word for an address, such as `text-plain`, of a small file `small-text-plain`: one of KINDS."""
+    kind = content_type(stored).partition(";")[0].replace("/", "-")
+    return f"{SMALL}{kind}" if size_bytes <= MAX_SMALL_BYTES else kind
 
 
 # what an address says -> the header
-KINDS = {kind_of(kind): content_type(kind) for kind in sorted({*_KEPT, PLAIN})}
+KINDS = {kind_of(kind, size_bytes): content_type(kind)
+         for kind in sorted({*_KEPT, PLAIN}) for size_bytes in (MAX_SMALL_BYTES, MAX_SMALL_BYTES + 1)}

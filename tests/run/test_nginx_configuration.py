@@ -13,7 +13,7 @@ from service.config import Config
 from service.run import nginx
 from service.run.processes import StartError
 from service.run.programs import Program
-from service.security.media import KINDS
+from service.security.media import KINDS, SMALL
 
 PER_REQUEST = {"X-File", "X-Body-Length", "X-Body-Transfer-Encoding", "X-Original-Method", "X-Original-Uri"}
 
@@ -98,6 +98,18 @@ def test_alias_and_its_location_end_in_a_slash() -> None:
     for name, body in aliases.items():
         assert name.endswith("/")
         assert re.findall(r"alias (\S+);", body) == ["../../blobs/"]
+
+
+def test_only_small_blobs_are_kept_open_and_descriptors_suffice() -> None:
+    for name, body in locations().items():
+        if "alias " in body:
+            assert body.count("open_file_cache off;") == (SMALL not in name), name
+    numbers = {name: [int(number) for number in re.findall(rf"\b{name}(?: max=| )([0-9]+)", render())]
+               for name in ("open_file_cache", "worker_connections", "worker_rlimit_nofile")}
+    # one for small blobs, one for decisions; a connection may have a second one to a worker, and needs a file for each
+    assert len(numbers["open_file_cache"]) == 2
+    [connections], [files] = numbers["worker_connections"], numbers["worker_rlimit_nofile"]
+    assert sum(numbers["open_file_cache"]) + 2 * connections < files
 
 
 def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
