@@ -5,6 +5,8 @@ SHORT_SETTINGS := PORT HOST DATA_ROOT DATABASE_URL REDIS_URL WORKERS MAX_UPLOAD_
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip -qq --disable-pip-version-check
+NO_LIBRARIES = { echo 'error: the libraries cannot be installed: pip has to reach its package index, see above' >&2; \
+    exit 1; }
 
 # Only from the command line: PORT and HOST of the environment often mean something else.
 define pass_on
@@ -73,12 +75,12 @@ clean: ## remove what make made; the data stays
 
 $(VENV)/installed: requirements.txt $(VENV)/venv
 	@echo 'Installing libraries ...' >&2
-	@$(PIP) install --require-hashes --only-binary :all: -r requirements.txt
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements.txt || $(NO_LIBRARIES)
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt requirements.txt $(VENV)/venv
 	@echo 'Installing libraries and what the tests need ...' >&2
-	@$(PIP) install --require-hashes --only-binary :all: -r requirements-dev.txt
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements-dev.txt || $(NO_LIBRARIES)
 	@touch $(VENV)/installed $@
 
 # A virtual environment whose Python is gone (the system got another one) is made again.

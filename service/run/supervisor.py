@@ -317,7 +317,7 @@ def _connect_once(dsn: str) -> None:
 
 async def _wait_for_database(dsn: str) -> None:
     """Return when the database takes connections; StartError after a minute, or at once if it refuses us."""
-    deadline = time.monotonic() + DATABASE_WAIT_SECONDS
+    begin, is_told = time.monotonic(), False
     while True:
         try:
             await asyncio.to_thread(_connect_once, dsn)
@@ -325,11 +325,19 @@ async def _wait_for_database(dsn: str) -> None:
         except psycopg.OperationalError as error:
             # a server that answers and refuses us will go on to; one that is starting up says "the database system is"
             refused = "FATAL" in str(error) and "the database system is" not in str(error)
-            if refused or time.monotonic() > deadline:
-                raise StartError(f"the database does not take connections: {str(error).strip()}") from None
+            why, waited = _in_one_line(error), time.monotonic() - begin
+            if refused or waited >= DATABASE_WAIT_SECONDS:
+                raise StartError(f"the database does not take connections: {why}") from None
+            if waited >= PATIENCE_SECONDS and not is_told:
+                say(f"waiting for the database, a minute at most: {why}")
+                is_told = True
             await asyncio.sleep(0.5)
         except psycopg.Error as error:
-            raise StartError(f"the address of the database cannot be used: {str(error).strip()}") from None
+            raise StartError(f"the address of the database cannot be used: {_in_one_line(error)}") from None
+
+
+def _in_one_line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())
 
 
 def _server_version(dsn: str) -> str:

@@ -78,3 +78,15 @@ def test_lock_files_name_no_registry_and_no_place() -> None:
         text = (PROJECT / name).read_text()
         assert not re.search(r"https?:|file:|--index|--find|^/| @ ", text, re.MULTILINE)
         assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\w)", text.partition("make lock\n")[2]))
+
+
+def test_libraries_that_cannot_be_had_are_one_sentence(project: Path) -> None:
+    python = project / ".venv" / "bin" / "python"
+    python.write_text(PYTHON.replace("*) echo", "*'-m pip'*) exit 1 ;;\n*) echo"))
+    for target, stamp in (("run", "installed"), ("test", "installed-dev")):
+        os.utime(project / ".venv" / stamp, (1, 1))
+        done = subprocess.run(["make", target], cwd=project, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 2
+        assert "\nerror: the libraries cannot be installed: pip has to reach its package index" in done.stderr
+        assert (project / ".venv" / stamp).stat().st_mtime == 1  # they are not taken for installed
+        assert not (project / "log").exists()  # and nothing was started

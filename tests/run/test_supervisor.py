@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from service.run import folders, processes
+from service.run import folders, processes, supervisor
 from service.run.postgres import EmbeddedPostgres
 from service.run.programs import Program
 from tests.run.conftest import PROJECT, is_alive, wait_for, working_in
@@ -334,6 +334,20 @@ def test_database_of_ones_own(start: Start, server: EmbeddedPostgres) -> None:
 def test_database_that_is_not_there_is_one_sentence(start: Start, server: EmbeddedPostgres) -> None:
     check_refusal(start(DATABASE_URL=server.dsn("not_there")), 'database "not_there" does not exist')
     check_refusal(start(DATABASE_URL="postgresql://x/?no_such_option=1"), "no_such_option")
+
+
+async def test_wait_for_the_database_is_told_and_ends_with_one_sentence(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(supervisor, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(supervisor, "DATABASE_WAIT_SECONDS", 0.1)
+    port = free_port()
+    with pytest.raises(processes.StartError) as refused:
+        await supervisor._wait_for_database(f"postgresql://ann:secret@127.0.0.1:{port}/files")
+    told = capsys.readouterr().err
+    for text in (told.strip(), str(refused.value)):
+        assert str(port) in text and "Connection refused" in text
+        assert "\n" not in text and "secret" not in text
+    assert told.startswith("waiting for the database, a minute at most: ")
 
 
 def test_serve_for_containers(start: Start, server: EmbeddedPostgres) -> None:
