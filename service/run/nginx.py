@@ -66,11 +66,13 @@ def _count_open_files() -> int:
 
 
 def _render_single_workers(sockets: Sequence[Path]) -> str:
-    """An upstream for each worker, and a fair choice of one, for requests which must not be sent twice."""
+    """An upstream for each worker, and a fair choice of one, for requests which must not be sent twice.
+
+    No connection is kept: when one that was kept breaks, nginx sends its request again, even to an only server.
+    """
     lines = []
     for number, socket in enumerate(sockets):
-        lines += [f"upstream worker_{number} {{", f"    server {_quote(f'unix:{socket}')} max_fails=0;",
-                  "    keepalive 8;", "    keepalive_timeout 50s;", "}"]
+        lines += [f"upstream worker_{number} {{", f"    server {_quote(f'unix:{socket}')} max_fails=0;", "}"]
     share = 100 / len(sockets)
     lines.append("split_clients $request_id $any_worker {")
     lines += [f"    {share:.2f}% worker_{number};" for number in range(len(sockets) - 1)]

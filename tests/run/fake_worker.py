@@ -38,9 +38,17 @@ async def preflight(request: web.Request) -> web.Response:
     return web.Response(status=403, headers=headers)
 
 
+def _break_if_asked(request: web.Request) -> None:
+    """Want: 0 is for a connection that breaks before the answer."""
+    if request.headers.get("Want") == "0":
+        assert request.transport is not None
+        request.transport.abort()
+
+
 async def upload(request: web.Request) -> web.Response:
     """Tell what there is of the body: spooled, with its begin, or received."""
     _note(request)
+    _break_if_asked(request)
     name = request.headers.get("X-File")
     body = await request.read()
     content = Path(name).read_bytes()[:16].hex() if name else ""
@@ -63,6 +71,7 @@ async def download(request: web.Request) -> web.Response:
 async def other(request: web.Request) -> web.Response:
     """Tell what arrived, with the status that is asked for."""
     _note(request)
+    _break_if_asked(request)
     body = await request.read()
     return web.json_response({"path": request.raw_path, "received": len(body), "headers": dict(request.headers)},
                              status=int(request.query.get("status", "200")),

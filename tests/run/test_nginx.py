@@ -524,3 +524,15 @@ async def test_delete_is_never_sent_twice(front: Front) -> None:
     for answer in answers:
         if answer.status != 200:
             check_problem(answer, 503, "unavailable")
+
+
+async def test_delete_is_not_sent_again_when_its_connection_breaks(front: Front) -> None:
+    """Even over one that was kept from before, which nginx takes for a reason to try again."""
+    for method, path in (("DELETE", "/x"), ("DELETE", "/auth/x"), ("DELETE", "/file"), ("POST", "/x")):
+        reached = 0
+        while reached < 5:  # one of two workers is not there
+            await front.raw(f"{method} {path} HTTP/1.1\nHost: x")  # leaves a connection
+            front.seen.clear()
+            check_problem(await front.raw(f"{method} {path} HTTP/1.1\nHost: x\nWant: 0"), 503, "unavailable")
+            assert len(front.seen) <= 1, (method, path)
+            reached += len(front.seen)
