@@ -27,6 +27,8 @@ contents = st.builds(lambda length, letter: letter * length, st.integers(0, 900)
 tags = st.sampled_from((None, None, None, None, None, "right", "right", "other", "*"))
 numbers = st.integers(1, 6)
 picks = st.integers(0, 5)  # which of several
+# bodies of at most 64 KiB come with their request, larger ones by the spool: lives of both kinds
+scales = st.sampled_from((1, 1, 100))
 
 
 def stored(path: Path) -> Path:
@@ -40,11 +42,12 @@ class Machine(RuleBasedStateMachine):
     stack: ClassVar[Stack]
     client_kind: ClassVar[type[Client]] = Client
 
-    @initialize(uploads=st.lists(st.tuples(paths, contents), min_size=3, max_size=6))
-    def begin(self, uploads: list[tuple[Path, bytes]]) -> None:
+    @initialize(uploads=st.lists(st.tuples(paths, contents), min_size=3, max_size=6), scale=scales)
+    def begin(self, uploads: list[tuple[Path, bytes]], scale: int) -> None:
         """An account with something in it."""
-        self.client = self.client_kind(self.stack, QUOTA)
-        self.account = Account(QUOTA)
+        self.scale = scale
+        self.client = self.client_kind(self.stack, QUOTA * scale)
+        self.account = Account(QUOTA * scale)
         for path, data in uploads:
             self.upload(path, data)
 
@@ -122,6 +125,7 @@ class Machine(RuleBasedStateMachine):
     def upload(self, path: Path, data: bytes, match: str | None = None, none_match: str | None = None,
                digest: str | None = None) -> None:
         """Here and there."""
+        data = data * self.scale
         conditions, headers = self.conditions(stored(path), match, none_match)
         if digest is not None:
             sha256 = hashlib.sha256(data if digest == "right" else data + b"!").digest()
@@ -158,6 +162,7 @@ class Machine(RuleBasedStateMachine):
     def download(self, place: Place, by_id: bool, first: int | None) -> None:
         """The whole or the rest of it, by path or by id."""
         path = self.resolve(place)
+        first = first and first * self.scale
         headers = {} if first is None else {"Range": f"bytes={first}-"}
 
         def read() -> int:
@@ -305,7 +310,10 @@ class Machine(RuleBasedStateMachine):
     @rule(place=files, number=numbers, match=tags)
     def restore_version(self, place: Place, number: int, match: str | None) -> None:
         """What a file was becomes its newest version."""
-        path = self.resolve(place)
+        self.restore_one(self.resolve(place), number, match)
+
+    def restore_one(self, path: Path, number: int, match: str | None) -> None:
+        """Here and there."""
         conditions, headers = self.conditions(stored(path), match, None)
 
         def change() -> int:

@@ -78,6 +78,15 @@ class Link:
     node: Node
     left: int | None
     id: str
+    kind: str = "download"
+    has_password: bool = False
+    uses: int = 0
+
+    def use(self) -> None:
+        """Once."""
+        self.uses += 1
+        if self.left is not None:
+            self.left -= 1
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class Account:
     trash: list[Trashed] = field(default_factory=list)  # newest last
     links: dict[str, Link] = field(default_factory=dict)  # by address
     tags: set[str] = field(default_factory=set)  # every entity tag ever seen
+    signed: dict[str, bytes] = field(default_factory=dict)  # what each signed address stands for
 
     # --- look ---
 
@@ -393,15 +403,44 @@ class Account:
     # --- links ---
 
     def visit(self, url: str) -> bytes:
-        """What a link gives, nothing for a folder; counts it if there are bytes to be had."""
+        """What a link gives without a password, nothing for a folder; counts it if there are bytes to be had."""
         link = self.links[url]
         if not self.is_live(link.node) or link.left == 0:
             raise Refused(404)
+        if link.has_password:
+            raise Refused(401)
+        if link.kind == "upload":
+            raise Refused(405)
         if isinstance(link.node, Folder):
             return b""
-        if link.left is not None:
-            link.left -= 1
+        link.use()
         return link.node.head.data
+
+    def is_trashed(self, node: Node) -> bool:
+        """Whether it could be restored."""
+        return any(node is item.node or isinstance(item.node, Folder) and any(
+            found is node for _, found in self.walk(item.node)) for item in self.trash)
+
+    @staticmethod
+    def below(link: Link, within: Path) -> Node:
+        """What a path leads to from the linked folder; 404 if nowhere, or if guests may see nothing of it."""
+        node = link.node
+        for name in within:
+            if isinstance(node, File) or link.kind == "upload" or name not in node.children:
+                raise Refused(404)
+            node = node.children[name]
+        return node
+
+    @all_or_nothing
+    def drop(self, link: Link, name: str, data: bytes) -> None:
+        """A guest's upload: what is there stays."""
+        folder, free, number = link.node, name, 2
+        assert isinstance(folder, Folder)
+        while free in folder.children:
+            free, number = f"{name} ({number})", number + 1
+        folder.children[free] = File([Version(1, data)])
+        if data:
+            self.check_quota()
 
     @staticmethod
     def names_in(folder: Folder) -> list[str]:

@@ -8,16 +8,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.caller import Answer, Client
-from tests.model.machine import Machine
+from tests.model.doors import Doors
 from tests.stack import Stack
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-FEW, STEPS = 10, 40
+FEW, STEPS = 10, 50
 
 
 def run(stack: Stack, client_kind: type[Client] = Client, *, examples: int = EXAMPLES or FEW) -> None:
     """Many short lives of an account; `make fuzz` draws other ones each time, and seeks the shortest that fails."""
-    kind = type("MachineOfStack", (Machine,), {"stack": stack, "client_kind": client_kind})
+    kind = type("MachineOfStack", (Doors,), {"stack": stack, "client_kind": client_kind})
     phases = [Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate]
     run_state_machine_as_test(kind, settings=settings(
         max_examples=examples, stateful_step_count=STEPS, derandomize=not EXAMPLES, deadline=None, database=None,
