@@ -88,15 +88,15 @@ def portable(name: str) -> str:
     return name
 
 
-def numbered(name: str, number: int) -> str:
+def numbered(name: str, number: int, *, max_bytes: int = MAX_NAME_BYTES) -> str:
     """The name with a number before its ending, `notes (2).txt`; the stem gives way if that would be too long."""
     stem, dot, ending = name.rpartition(".")
     if not stem:
         stem, dot, ending = name, "", ""
     tail = f" ({number}){dot}{ending}"
-    if len(tail.encode()) > MAX_NAME_BYTES // 2:
+    if len(tail.encode()) > max_bytes // 2:
         stem, tail = name, f" ({number})"
-    room = MAX_NAME_BYTES - len(tail.encode())
+    room = max(0, max_bytes - len(tail.encode()))
     return unicodedata.normalize("NFC", stem.encode()[:room].decode("utf-8", "ignore") + tail)
 
 

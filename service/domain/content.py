@@ -295,7 +295,7 @@ async def _write(conn: Connection, user_id: UserId, target: Target, staged: Stag
     path = await resolve_target(conn, user_id, target)
     parent_id = await make_folders(conn, user_id, path[:-1])
     if target.never_replaces:
-        path = (*path[:-1], await free_name(conn, parent_id, path[-1]))
+        path = (*path[:-1], await free_name(conn, parent_id, path))
     version_id = VersionId(new_uuid())
     claimed = await files.claim_file(conn, file_id=FileId(new_uuid()), user_id=user_id, parent_id=parent_id,
                                      name=path[-1], version_id=version_id, size_bytes=staged.size_bytes)

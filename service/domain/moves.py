@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from service import names
-from service.db import blobs, files, folders, moves, users
+from service.db import blobs, files, moves, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import check_conditions
 from service.domain.files import discard
-from service.domain.places import Place, Target, get, is_folder, make_folders, resolve_target
+from service.domain.places import (
+    Place, Target, check_room_below, get, is_folder, make_folders, naming, resolve_target,
+)
 from service.domain.requests import once
-from service.errors import Conflict, InvalidPath, NameTaken, NotFound, ServiceError
+from service.errors import Conflict, InvalidPath, NameTaken, NotFound
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, new_uuid
 
 
@@ -62,17 +64,6 @@ class Moves:
             return found
 
         return await once(self._database, caller.user_id, work)
-
-
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Here there are two paths: say which one an error is about."""
-    try:
-        yield
-    except ServiceError as error:
-        if error.field == "path":
-            error.field = field
-        raise
 
 
 async def move(conn: Connection, user_id: UserId, change: Change) -> File | Folder:
@@ -135,11 +126,11 @@ async def _prepare(conn: Connection, user_id: UserId, change: Change) -> Prepare
 
 
 async def _look(conn: Connection, user_id: UserId, change: Change) -> Prepared:
-    with _naming("from"):
+    with naming("from"):
         found = await get(conn, user_id, change.source)
         if found.id == user_id:
             raise InvalidPath("The root folder cannot be moved or copied.", field="path")
-    with _naming("to"):
+    with naming("to"):
         path = await resolve_target(conn, user_id, replace(change.target, own_name=found.name))
         try:
             return found, path, await get(conn, user_id, path)
@@ -152,26 +143,14 @@ async def _check_folder(conn: Connection, folder: Folder, path: tuple[str, ...])
     source = names.split_path(folder.path)
     if path[:len(source)] == source:
         raise Conflict("A folder cannot be moved or copied into itself.", field="to")
-    new_bytes = len(names.join_path(path).encode())
-    if len(path) <= len(source) and new_bytes <= len(folder.path.encode()):
-        return  # nothing gets longer
-    depth, more_bytes = await folders.get_extent_of_folders(conn, folder.id)
-    if _is_allowed(len(path) + depth + 1, new_bytes + more_bytes + 1 + names.MAX_NAME_BYTES):
-        return  # even if the deepest folder had the longest of all names in it
-    depth, more_bytes = await folders.get_extent(conn, folder.id)
-    if not _is_allowed(len(path) + depth, new_bytes + more_bytes):
-        raise InvalidPath(f"A path in the folder would have more than {names.MAX_DEPTH} levels or "
-                          f"{names.MAX_PATH_BYTES} bytes.", field="to")
-
-
-def _is_allowed(depth: int, size_bytes: int) -> bool:
-    return depth <= names.MAX_DEPTH and size_bytes <= names.MAX_PATH_BYTES
+    with naming("to"):
+        await check_room_below(conn, folder.id, source, path)
 
 
 async def _make_room(conn: Connection, user_id: UserId, path: tuple[str, ...], existing: File | Folder | None, *,
                      is_file: bool, change: Change) -> FileId:
     """The folder of the new place, made if need be; what is in the way goes the way of a deletion, or NameTaken."""
-    with _naming("to"):
+    with naming("to"):
         parent_id = await make_folders(conn, user_id, path[:-1])
     if existing is not None:
         if not (change.overwrite and is_file and isinstance(existing, File)):

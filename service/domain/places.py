@@ -1,11 +1,13 @@
 """Places: what names a file or folder in a request, and what is there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service import names
-from service.db import files, links
+from service.db import files, folders, links
 from service.db.pool import Connection, Database
-from service.errors import Conflict, InvalidPath, IsAFolder, NotAFolder, NotFound
+from service.errors import Conflict, InvalidPath, IsAFolder, NotAFolder, NotFound, ServiceError
 from service.model import Caller, File, FileId, Folder, UserId, new_uuid
 
 Place = tuple[str, ...] | FileId
@@ -25,6 +27,17 @@ class Target:
     in_folder: bool = False
     own_name: str | None = None
     never_replaces: bool = False
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Where a request has two paths, or calls one otherwise: say which one an error is about."""
+    try:
+        yield
+    except ServiceError as error:
+        if error.field == "path":
+            error.field = field
+        raise
 
 
 async def get(conn: Connection, user_id: UserId, place: Place) -> File | Folder:
@@ -102,13 +115,38 @@ async def resolve_target(conn: Connection, user_id: UserId, target: Target) -> t
     return path
 
 
-async def free_name(conn: Connection, parent_id: FileId, name: str) -> str:
-    """The name, or the first of its numbered forms that nothing in the folder has."""
+async def free_name(conn: Connection, parent_id: FileId, path: tuple[str, ...]) -> str:
+    """The last name of the path, or the first of its numbered forms that nothing in the folder has.
+
+    Raises InvalidPath if a number would make the path too long, Conflict if too many are taken.
+    """
+    folder, name = path[:-1], path[-1]
+    max_bytes = min(names.MAX_NAME_BYTES, names.MAX_PATH_BYTES - len(names.join_path((*folder, "")).encode()))
     for first, last in ((1, 8), (9, 100), (101, 1000), (1001, 9999)):
-        candidates = [name if number == 1 else names.numbered(name, number) for number in range(first, last + 1)]
+        candidates = [name if number == 1 else names.numbered(name, number, max_bytes=max_bytes)
+                      for number in range(first, last + 1)]
         if (found := await links.find_free_name(conn, parent_id, candidates)) is not None:
+            names.check_path((*folder, found))
             return found
     raise Conflict("Too many files in the folder have this name.")
+
+
+async def check_room_below(conn: Connection, folder_id: FileId, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+    """Raise InvalidPath if something below the folder, whose path was `old`, would get too long a path at `new`."""
+    new_bytes = len(names.join_path(new).encode())
+    if len(new) <= len(old) and new_bytes <= len(names.join_path(old).encode()):
+        return  # nothing gets longer
+    depth, more_bytes = await folders.get_extent_of_folders(conn, folder_id)
+    if _is_allowed(len(new) + depth + 1, new_bytes + more_bytes + 1 + names.MAX_NAME_BYTES):
+        return  # even if the deepest folder had the longest of all names in it
+    depth, more_bytes = await folders.get_extent(conn, folder_id)
+    if not _is_allowed(len(new) + depth, new_bytes + more_bytes):
+        raise InvalidPath(f"A path in the folder would have more than {names.MAX_DEPTH} levels or "
+                          f"{names.MAX_PATH_BYTES} bytes.", field="path")
+
+
+def _is_allowed(depth: int, size_bytes: int) -> bool:
+    return depth <= names.MAX_DEPTH and size_bytes <= names.MAX_PATH_BYTES
 
 
 async def make_folders(conn: Connection, user_id: UserId, path: tuple[str, ...]) -> FileId:

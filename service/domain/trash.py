@@ -7,9 +7,9 @@ from service import names
 from service.db import blobs, files, trash, users
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.places import Place, get, make_folders
+from service.domain.places import Place, check_room_below, free_name, get, make_folders, naming
 from service.domain.requests import begun, once
-from service.errors import NameTaken, NotAFolder, NotFound
+from service.errors import InvalidPath, NameTaken, NotAFolder, NotFound
 from service.model import Caller, File, FileId, Folder, TrashItem, UserId
 
 BATCH = 100
@@ -32,7 +32,8 @@ class Trash:
         """Bring an item back: where it was, or to a place (a folder, or a full path).
 
         Without a place nothing stands in its way: a folder that is gone is made again, a name that is taken gets a
-        number.  Raises NotFound, and with a place NameTaken and NotAFolder.
+        number, and what would get too long a path there comes back into the root.  Raises NotFound, with a place
+        NameTaken and NotAFolder, and InvalidPath for too long a path.
         """
         async def work(conn: Connection) -> File | Folder:
             await files.lock_tree(conn, caller.user_id)
@@ -40,12 +41,12 @@ class Trash:
             if item is None:
                 raise NotFound()
             if to is None:
-                parent_id = await _old_folder(conn, caller.user_id, item)
-                name = await _free_name(conn, parent_id, item.name)
+                parent_id, path = await _old_place(conn, caller.user_id, item)
             else:
-                parent_id, name = await _new_place(conn, caller.user_id, item, to, in_folder)
+                with naming("to"):
+                    parent_id, path = await _new_place(conn, caller.user_id, item, to, in_folder)
             held = await trash.sum_tree(conn, item.id)
-            await trash.update_restored(conn, item.id, parent_id=parent_id, name=name)
+            await trash.update_restored(conn, item.id, parent_id=parent_id, name=path[-1])
             found = await get(conn, caller.user_id, item.id)
             await record(conn, caller.user_id, "trash_restore", file_id=item.id, path=found.path, files=held.file_count)
             await users.update_usage(conn, caller.user_id, files_bytes=held.files_bytes,
@@ -103,7 +104,25 @@ async def _purge(conn: Connection, user_id: UserId, item_id: FileId) -> bool:
     return True
 
 
-async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> FileId:
+Path = tuple[str, ...]
+
+
+async def _old_place(conn: Connection, user_id: UserId, item: TrashItem) -> tuple[FileId, Path]:
+    """Where the item was: its folder, and its path there under a name that is free; if not there, below the root."""
+    try:
+        return await _place_in(conn, item, *await _old_folder(conn, user_id, item))
+    except InvalidPath:  # the folder was moved to where paths are longer
+        return await _place_in(conn, item, FileId(user_id), ())
+
+
+async def _place_in(conn: Connection, item: TrashItem, folder_id: FileId, folder: Path) -> tuple[FileId, Path]:
+    names.check_path((*folder, item.name))
+    path = (*folder, await free_name(conn, folder_id, (*folder, item.name)))
+    await _check_room(conn, item, path)
+    return folder_id, path
+
+
+async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> tuple[FileId, Path]:
     """Where the item was: the same folder, wherever that is now, or one made again, or the root."""
     if item.parent_id is not None:
         try:
@@ -111,24 +130,17 @@ async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> Fil
         except NotFound:
             pass
         else:
-            return found.id
+            return found.id, names.split_path(found.path)
+    path = names.split_path(item.path)[:-1]
     try:
-        return await make_folders(conn, user_id, names.split_path(item.path)[:-1])
+        return await make_folders(conn, user_id, path), path
     except NotAFolder:  # a file has the name of a folder that was there
-        return FileId(user_id)
-
-
-async def _free_name(conn: Connection, parent_id: FileId, name: str) -> str:
-    """The name, or the first numbered one that is free."""
-    candidate, number = name, 2
-    while await trash.is_name_taken(conn, parent_id, candidate):
-        candidate, number = names.numbered(name, number), number + 1
-    return candidate
+        return FileId(user_id), ()
 
 
 async def _new_place(conn: Connection, user_id: UserId, item: TrashItem, to: Place,
-                     in_folder: bool) -> tuple[FileId, str]:
-    """The folder and the name that a place means."""
+                     in_folder: bool) -> tuple[FileId, Path]:
+    """The folder and the path that a place means."""
     try:
         found = await get(conn, user_id, to)
     except NotFound:
@@ -136,9 +148,17 @@ async def _new_place(conn: Connection, user_id: UserId, item: TrashItem, to: Pla
             raise
         path = (*to, item.name) if in_folder else to
         names.check_path(path)
-        return await make_folders(conn, user_id, path[:-1]), path[-1]
-    if isinstance(found, File):
+        await _check_room(conn, item, path)
+        return await make_folders(conn, user_id, path[:-1]), path
+    if isinstance(found, File) or await trash.is_name_taken(conn, found.id, item.name):
         raise NameTaken(field="to")
-    if await trash.is_name_taken(conn, found.id, item.name):
-        raise NameTaken(field="to")
-    return found.id, item.name
+    path = (*names.split_path(found.path), item.name)
+    names.check_path(path)
+    await _check_room(conn, item, path)
+    return found.id, path
+
+
+async def _check_room(conn: Connection, item: TrashItem, path: Path) -> None:
+    """Raise InvalidPath if something in the item, which may be a folder, would get too long a path."""
+    if item.is_folder:
+        await check_room_below(conn, item.id, names.split_path(item.path), path)

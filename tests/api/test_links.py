@@ -359,6 +359,20 @@ async def test_upload_link_takes_files_and_never_replaces(api: Api, anonymous: A
     assert (await api.usage())["files"] == 4 + 3 * 8
 
 
+async def test_numbered_upload_has_a_path_that_a_request_can_name(api: Api, anonymous: Api) -> None:
+    """A number makes a name longer: the stem gives way before the path gets too long."""
+    folder = f"/{'x' * 255}" * 15 + f"/{'z' * 150}"
+    await api.call("POST", "/file/folder", json={"path": folder}, expect=201)
+    link = await make_link(api, folder, kind="upload")
+    for name in (f"{'y' * 100}.txt", "y" * 104):
+        assert len(f"{folder}/{name}") == 4096
+        for data in (b"1", b"2"):
+            await anonymous.call("POST", address(link), data=drop(data, name), expect=201)
+    paths = [file["path"] for file in await api.list()]
+    assert [len(path) for path in paths] == [4096] * 4
+    assert sorted([(await api.get(path)).body for path in paths]) == [b"1", b"1", b"2", b"2"]
+
+
 async def test_uploads_of_one_name_at_once_all_arrive(api: Api, anonymous: Api) -> None:
     await api.put("/box/kept", b"")
     link = await make_link(api, "/box", kind="upload")

@@ -86,6 +86,39 @@ async def test_restore_to_a_place_is_exact(api: Api) -> None:
     assert (await restore(api, stored["id"], "/new/b.txt"))["path"] == "/new/b.txt"
 
 
+def levels(count: int, name: str) -> str:
+    return f"/{name}" * count
+
+
+async def test_restore_never_makes_a_path_that_no_request_can_name(api: Api) -> None:
+    """128 levels and 4096 bytes bound every door; a tree that came back beyond them could not be reached."""
+    for deep, far in ((levels(100, "d"), levels(60, "e")), (levels(12, "d" * 250), levels(6, "e" * 250))):
+        await api.call("POST", "/file/folder", json={"path": f"/p/a{deep}"}, expect=201)
+        item_id = (await api.call("GET", "/file/info?path=/p/a", expect=200)).json["id"]
+        await api.delete("/p/a")
+        refused = await restore(api, item_id, f"{far}/a", expect=422)
+        assert (refused["code"], refused["field"]) == ("invalid_path", "to")
+        await api.call("POST", "/file/folder", json={"path": far}, expect=201)
+        for to in (far, f"{far}/"):
+            refused = await restore(api, item_id, to, expect=422)
+            assert (refused["code"], refused["field"]) == ("invalid_path", "to")
+        await api.call("POST", "/file/move", json={"from": "/p", "to": f"{far}/p"}, expect=200)
+        assert (await restore(api, item_id))["path"] == "/a"  # its old folder is too far down now
+        await api.call("GET", f"/file/info?path=/a{deep}", expect=200)
+        await api.delete("/a")
+
+
+async def test_restored_file_has_a_path_that_a_request_can_name(api: Api) -> None:
+    folder = levels(15, "x" * 255) + levels(1, "z" * 150)
+    path = f"{folder}/{'y' * (4096 - len(folder) - 1)}"
+    stored = (await api.put(path, b"1")).json
+    await api.delete(path)
+    await api.put(path, b"2")
+    restored = await restore(api, stored["id"])
+    assert len(restored["path"]) == 4096
+    assert (await api.get(restored["path"])).body == b"1"
+
+
 async def test_purge_and_empty_delete_for_good(api: Api) -> None:
     ids = [(await api.put(f"/{number}.txt", b"abc")).json["id"] for number in range(3)]
     for number in range(3):
