@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -13,14 +14,15 @@ import asyncpg.pool
 import structlog
 
 from service.db import outcomes
-from service.db.watchdog import Borrowed, Watchdog
+from service.db.watchdog import Watchdog
 from service.errors import InvalidField, InvalidPath, OutcomeUnknown, StorageFull, Unavailable
 from service.model import UserId
 
 if TYPE_CHECKING:  # the classes take no type arguments at run time
-    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Borrowed = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Connection = asyncpg.Connection[asyncpg.Record] | Borrowed
 else:
-    Connection = asyncpg.Connection
+    Borrowed, Connection = asyncpg.pool.PoolConnectionProxy, asyncpg.Connection
 T = TypeVar("T")
 Tell = Callable[[Mapping[UserId, bool]], Awaitable[None]]  # the bool: whether sessions ended too
 
@@ -29,6 +31,10 @@ log = structlog.get_logger()
 ACQUIRE_SECONDS = 4.0
 RELEASE_SECONDS = 2.0
 STATEMENT_SECONDS = 30.0
+# Since COMMIT was sent: when it is known by then that nothing was committed, there is time to do it again; what is not
+# known in the longer time is not asked any more.  Whoever waits is told within the five seconds that are promised.
+AGAIN_SECONDS = 1.0
+KNOWN_SECONDS = 4.25
 _MAX_TRIES = 3
 # what the outcome of a statement tells about the server, not about the statement
 _LOST = (
@@ -99,7 +105,7 @@ class Database:
         self._dsn = dsn
         self._pool = pool
         self._tell = tell
-        self._watchdog = Watchdog(dsn)
+        self._watchdog = Watchdog(dsn, pool)
         self._watching = asyncio.create_task(self._watchdog.watch())
         self._lane = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
 
@@ -121,21 +127,25 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """Borrow a connection, for statements that each stand alone; raise Unavailable, or StorageFull for its disk."""
         connection = await self._acquire()
-        try:
-            with self._watchdog.watching(connection):
+        with self._watchdog.watching(connection):
+            try:
                 yield connection
-        except asyncpg.DiskFullError as error:
-            raise StorageFull("The database has no room for this; nothing was stored.") from error
-        except Exception as error:  # of the driver, the system or the caller: which one, `_means_lost` finds out
-            if not _means_lost(error):
-                raise
-            raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
-        finally:
-            await self._release(connection)
+            except asyncpg.DiskFullError as error:
+                raise StorageFull("The database has no room for this; nothing was stored.") from error
+            except Exception as error:  # of the driver, the system or the caller: which one, `_means_lost` finds out
+                if not _means_lost(error):
+                    raise
+                raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
+            finally:
+                await self._release(connection)
 
     async def _acquire(self) -> Borrowed:
+        if self._watchdog.is_silent:
+            raise Unavailable("The database does not answer; try again.", retry_after_seconds=2)
         try:
-            return await self._pool.acquire(timeout=ACQUIRE_SECONDS)
+            async with asyncio.timeout(None) as limit:
+                with self._watchdog.acquiring(limit):
+                    return await self._pool.acquire(timeout=ACQUIRE_SECONDS)
         except (*_LOST, *_SYSTEM) as error:
             raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
 
@@ -148,9 +158,9 @@ class Database:
     async def in_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim.
 
-        An error of COMMIT is looked into: what was committed is a success, what was not is done again.  Raises
-        OutcomeUnknown if nobody can tell; a caller must not undo then what a committed transaction would need.  After
-        any other error nothing was committed.
+        An error of COMMIT is looked into: what was committed is a success, what was not is done again if that was known
+        at once.  Raises OutcomeUnknown if nobody can tell; a caller must not undo then what a committed transaction
+        would need.  After any other error nothing was committed.
 
         Before this returns, or raises, whoever remembers things about the accounts that the work has named with
         `mark_changed` is told: an error of COMMIT may mean that it took place.
@@ -180,12 +190,13 @@ class Database:
                     raise
                 if await self._was_committed(commit, error):
                     return result
-                if not tries_left:
+                if not tries_left or time.monotonic() - commit.asked_at > AGAIN_SECONDS:
                     raise
         raise AssertionError("unreachable")
 
     async def _was_committed(self, commit: outcomes.Commit, error: Unavailable) -> bool:
-        outcome = await outcomes.find_outcome(functools.partial(asyncpg.connect, self._dsn), commit)
+        outcome = await outcomes.find_outcome(functools.partial(asyncpg.connect, self._dsn), commit,
+                                              seconds=KNOWN_SECONDS - (time.monotonic() - commit.asked_at))
         log.warning("commit_lost", transaction=commit.xact_id, outcome=outcome)
         if outcome == "unknown":
             raise OutcomeUnknown(retry_after_seconds=2) from error

@@ -26,7 +26,7 @@ IDS = [f"{module.__name__.rpartition('.')[2]}.{name}" for module, name in QUERIE
 
 def test_there_are_queries_in_every_module_but_the_pool() -> None:
     without = {module.__name__ for module in MODULES} - {module.__name__ for module, _ in QUERIES}
-    assert without == {"service.db.pool", "service.db.watchdog"}
+    assert without == {"service.db.pool"}
     names = [name for _, name in QUERIES]
     assert len(set(names)) == len(names)
 

@@ -17,12 +17,12 @@ async def test_questions_at_once_share_a_measurement_that_begins_after_them(
     measure_all = checks._measure_all
     count = 0
 
-    async def stepped() -> Health:
+    async def stepped(timeout_seconds: float) -> Health:
         nonlocal count
         count += 1
         begun.put_nowait(count)
         await go.get()
-        return await measure_all()
+        return await measure_all(timeout_seconds)
 
     monkeypatch.setattr(checks, "_measure_all", stepped)
     first = [asyncio.ensure_future(checks.measure()) for _ in range(100)]

@@ -93,7 +93,7 @@ async def test_m4_bytes_removed_on_an_error_of_the_commit_are_caught(dsn: str, t
 @pytest.mark.mutant("M18", "a lost COMMIT taken for a failed one, and done again")
 async def test_m18_lost_commit_that_is_done_again_is_caught(
         dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def find_nothing(*_: object) -> outcomes.Outcome:
+    async def find_nothing(*_: object, **__: object) -> outcomes.Outcome:
         return "aborted"
 
     monkeypatch.setattr(outcomes, "find_outcome", find_nothing)

@@ -1,9 +1,8 @@
-"""What goes on while something is full, read-only, hanging or scarce (F6, F8, F10, F11), and that all comes back."""
+"""What goes on while something is full, read-only, hanging or scarce (F8, F10, F11), and that all comes back."""
 
 import asyncio
 import os
 import resource
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 from service.domain import writability
 from service.run import processes
 from tests.cache.conftest import RedisServer
-from tests.client import PASSWORD, Api, Reply, is_tidy, new_account, until
+from tests.client import Api, Reply, is_tidy, new_account, until
 from tests.faults.examine import check_invariants
 from tests.faults.machine import descendants, run
 from tests.faults.recorder import Line, Recorder
@@ -24,9 +23,7 @@ from tests.faults.sites import OwnPostgres, own_postgres
 from tests.stack import Stack
 
 MIB = 2**20
-DOWN_SECONDS = 5.0  # what is promised
 SLACK_SECONDS = 3.0  # of a machine that has other things to do
-PAUSE_SECONDS = 12.0
 PATIENCE_SECONDS = 60.0
 
 Ask = Callable[[], Awaitable[Reply]]
@@ -284,59 +281,13 @@ async def test_few_open_files_are_refusals_and_nothing_dies(
         await is_sound(stack, line)
 
 
-# --- F6, F8: a database, a cache that hangs ---
-
-def routes(api: Api) -> list[Ask]:
-    """One request of each kind that asks the database."""
-    credentials = {"username": api.username, "password": PASSWORD}
-    gets = ["/file/list", "/file/info?path=/", "/file/usage_memory", "/auth/me", "/file/trash", "/file/link",
-            "/file/download?path=/kept", "/file/archive?path=/", "/auth/session", "/auth/audit", "/readyz"]
-    return [
-        *(lambda address=address: api.call("GET", address) for address in gets),
-        lambda: api.put("/late", bytes(1000), expect=None), lambda: api.put("/late", bytes(MIB), expect=None),
-        lambda: api.call("POST", "/auth/jwt/login", json=credentials),
-        lambda: api.call("POST", "/file/folder", json={"path": "/late"}),
-        lambda: api.call("POST", "/file/move", json={"from": "/kept", "to": "/late"}),
-        lambda: api.call("DELETE", "/file?path=/kept"), lambda: api.call("GET", "/ping/all"),
-    ]
-
+# --- F8: a cache that hangs ---
 
 async def timed(ask: Ask) -> tuple[Reply, float]:
     """An answer, and how long it took."""
     began = time.monotonic()
     reply = await ask()
     return reply, time.monotonic() - began
-
-
-async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_back(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
-    line = recorder.line("F6 PostgreSQL hangs", f"SIGSTOP for {PAUSE_SECONDS:.0f} s, nginx {nginx}")
-    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
-        api = await new_account(session, stack)
-        await api.put("/kept", b"kept" * 1000)
-        processes.send(stopped := postgres.processes, signal.SIGSTOP)
-        over = time.monotonic() + PAUSE_SECONDS
-        longest = 0.0
-        try:
-            while time.monotonic() < over:
-                for reply, seconds in await asyncio.gather(*map(timed, routes(api))):
-                    line.injected += 1
-                    longest = max(longest, seconds)
-                    assert reply.status == 503, reply.body
-        finally:
-            processes.send(stopped, signal.SIGCONT)
-        began = time.monotonic()
-
-        async def is_back() -> bool:
-            replies = await asyncio.gather(*(ask() for ask in routes(api)[:11]))
-            return {reply.status for reply in replies} == {200}
-
-        await until(is_back, seconds=PATIENCE_SECONDS)
-        line.recovered(time.monotonic() - began)
-        line.note = f"503 for each of {line.injected} requests, after {longest:.1f} s at most"
-        assert longest < DOWN_SECONDS + SLACK_SECONDS
-        await goes_on(api)
-        await is_sound(stack, line)
 
 
 def fill_redis(redis: RedisServer, most_bytes: int) -> None:
