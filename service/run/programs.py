@@ -107,7 +107,8 @@ def find_or_unpack(package: str, wanted: str, *, cache: Path | None = None,
         say(f"{package} cannot be had: {error}")
     if file.exists():
         return file
-    failed.touch()
+    with contextlib.suppress(OSError):  # a cache that belongs to somebody else
+        failed.touch()
     return None
 
 

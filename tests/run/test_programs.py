@@ -94,6 +94,15 @@ def test_interrupted_unpacking_is_begun_again(machine: Path, tmp_path: Path) -> 
     assert not rest.exists()
 
 
+def test_cache_that_cannot_be_written_to_is_told(machine: Path, tmp_path: Path) -> None:
+    """As where the checkout is root's and the service runs as somebody else."""
+    make_apt(machine, tmp_path, "echo 'Inst nginxx (1 Debian [all])'")
+    cache = Path("/proc/self/cache")  # where not even root can make anything
+    said: list[str] = []
+    assert programs.find_or_unpack("nginxx", "x.so", cache=cache, say=said.append) is None
+    assert said[1].startswith("nginxx cannot be had: ")
+
+
 def test_apt_that_fails_is_quoted(machine: Path, tmp_path: Path) -> None:
     make_apt(machine, tmp_path, "echo 'E: Unable to locate package'; exit 100")
     said: list[str] = []
