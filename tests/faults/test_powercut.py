@@ -51,10 +51,11 @@ async def cut_while_writing(site: Site, session: aiohttp.ClientSession, *, seed:
     """Several writers, and a cut: right after so many acknowledgements, or at some moment."""
     choose = random.Random(seed)
     accounts = [await Account.open(session, site.stack) for _ in range(ACCOUNTS)]
-    stop = asyncio.Event()
+    stop, early = asyncio.Event(), list[str]()
 
     def cut() -> None:
         if not stop.is_set():
+            early.extend(words for account in accounts for words in account.ledger.refused)
             site.cut()
             stop.set()
 
@@ -72,6 +73,7 @@ async def cut_while_writing(site: Site, session: aiohttp.ClientSession, *, seed:
         await stop.wait()
     await asyncio.to_thread(site.end)
     await asyncio.wait_for(asyncio.gather(*writers), 100)
+    assert early == [], "there was no room, or something else was wrong, before the cut"
     return accounts
 
 
@@ -106,7 +108,7 @@ async def test_what_was_acknowledged_survives_a_power_cut(
     damage, words = await examine(earlier, site.stack.dsn, site.stack.root)
     assert not damage, words
     strays = await check_invariants(site.stack.dsn, site.stack.root, max_strays=in_doubt)
-    line.note = f"{strays} files without a row were left"
+    line.note = f"{strays} files without a row were left; {check(site)}"
 
 
 async def test_power_cut_in_the_middle_of_a_thousand_uploads(
