@@ -90,6 +90,7 @@ class Config(BaseSettings):
     login_attempts_per_minute: int = Field(20, ge=1, description="for one account from one network")
     requests_per_minute: int = Field(120, ge=1, description="logins and registrations from one network")
     costly_requests_per_minute: int = Field(6000, ge=0, description="of one account; 0: any number")
+    uploads_per_account: int = Field(128, ge=1, le=65535, description="at the same time, of those that nginx spools")
     nginx: Literal["auto", "off"] = Field("auto", description="off: the workers send the bytes themselves")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of METRICS_PORT")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="port of GET /metrics; unset: only on sockets")

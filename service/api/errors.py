@@ -84,7 +84,7 @@ def render_refusal(error: errors.ServiceError, request_id: str, *,
                    headers: dict[str, str] | None = None) -> web.Response:
     """The answer for an error to nginx's question what is to be done with a request.
 
-    nginx's auth_request knows only yes (204) and no (403), so what the client is to be told travels in headers.
+    nginx's auth_request knows only yes (204) and no (403), so where to go on, and what to say there, is in headers.
     """
     refusal = render(error, request_id, headers=headers)
     assert isinstance(refusal.body, bytes)
@@ -92,8 +92,7 @@ def render_refusal(error: errors.ServiceError, request_id: str, *,
             if name in refusal.headers}
     # a header is ASCII and one line: JSON can be both
     return web.Response(status=403, headers={
-        **kept, "X-Reject": str(refusal.status), "X-Next": f"/_refuse/{refusal.status}",
-        "X-Reject-Body": json.dumps(orjson.loads(refusal.body))})
+        **kept, "X-Next": f"/_refuse/{refusal.status}", "X-Reject-Body": json.dumps(orjson.loads(refusal.body))})
 
 
 def from_aiohttp(error: web.HTTPException) -> tuple[errors.ServiceError, dict[str, str]]:

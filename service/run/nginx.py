@@ -148,6 +148,7 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: Ad
         "listen": _listen(config),
         "trusted_proxies": "\n".join(f"set_real_ip_from {network};" for network in config.proxy_networks),
         "uploads_per_address": str(UPLOADS_PER_ADDRESS),
+        "uploads_per_account": str(config.uploads_per_account),
         "problem": PROBLEM,
         "max_body_size": str(config.max_upload_size + FRAME_BYTES),
     }

@@ -20,7 +20,8 @@ SPOOFED = (
     "X-Forwarded-Port: 1", "X-Forwarded-Prefix: /evil", "Forwarded: for=10.0.0.1;host=evil.example",
     "X-Accel-Redirect: /_blobs/{blob}", "X-Accel-Mapping: /=/etc/", "X-Accel-Buffering: no", "X-Accel-Expires: 1",
     "X-Accel-Limit-Rate: 1", "X-Accel-Charset: utf-7", "X-Sendfile: /etc/passwd", "X-Sendfile-Type: X-Accel-Redirect",
-    "X-Reject: 200", "X-Reject-Body: x", "X-Request-Id: spoofed", "X-HTTP-Method-Override: DELETE", "X-Method: DELETE",
+    "X-Next: @upload_admitted", "X-Uploader: x", "X-Reject-Body: x", "X-Request-Id: spoofed",
+    "X-HTTP-Method-Override: DELETE", "X-Method: DELETE",
     "X_File: {file}", "Proxy: http://evil.example", "X-Client-IP: 10.0.0.1", "True-Client-IP: 10.0.0.1",
 )
 

@@ -22,15 +22,20 @@ def _note(request: web.Request) -> None:
 
 
 async def preflight(request: web.Request) -> web.Response:
-    """Refuse with the status that the header Want asks for; without a token, with 401; 0: break the connection."""
+    """Refuse with the status that the header Want asks for; without a token, with 401; 0: break the connection.
+
+    204: admit it.  The token is whose upload it is.
+    """
     _note(request)
     status = int(request.headers.get("Want", "204" if "Authorization" in request.headers else "401"))
     if status == 0:
         assert request.transport is not None
         request.transport.abort()
     if status in (0, 204, 500):
-        return web.Response(status=status or 500, headers={"X-Admitted": "yes"} if status == 204 else {})
-    headers = {"X-Reject": str(status), "X-Reject-Body": problem(status)}
+        uploader = request.headers.get("Authorization", "")
+        return web.Response(status=403 if status == 204 else 500, headers={
+            "X-Next": "@upload_admitted", "X-Uploader": uploader} if status == 204 else {})
+    headers = {"X-Next": f"/_refuse/{status}", "X-Reject-Body": problem(status)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 429:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
@@ -25,6 +28,7 @@ from tests.stack import free_port
 
 LIMIT = 64 * 2**30
 TEN_GIB = 10 * 2**30
+PER_ACCOUNT = 3  # uploads at the same time
 LARGE = bytes(range(256)) * 300  # more than what comes with its request
 
 
@@ -95,7 +99,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 def start_nginx(program: Program, root: Path, port: int, sockets: list[Path]) -> "tuple[Path, subprocess.Popen[bytes]]":
-    config = Config(data_root=root, port=port, max_upload_size=LIMIT, workers=2)
+    config = Config(data_root=root, port=port, max_upload_size=LIMIT, workers=2, uploads_per_account=PER_ACCOUNT)
     prefix = nginx.make_prefix(root / "spool")
     (root / "nginx.conf").write_text(nginx.render(config, sockets, as_root=os.geteuid() == 0))
     with (root / "nginx.log").open("ab") as log:
@@ -295,6 +299,41 @@ async def test_body_that_cannot_be_written_is_507(front: Front) -> None:
     assert (await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)).status == 201
 
 
+def limit_files(pid: int, spare: int | None) -> None:
+    """Let a process open so many files more, or as many as it may."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    count = len(list((processes.PROC / str(pid) / "fd").iterdir()))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard if spare is None else count + spare, hard))
+
+
+async def test_body_for_which_there_is_no_descriptor_is_503(front: Front) -> None:
+    """Nothing is wrong with the disk.  The worker is asked over connections that are there already."""
+    workers = [pid for pid in processes.find_working_in(front.prefix, "nginx") if pid != front.process.pid]
+    connections = [await asyncio.open_connection("127.0.0.1", front.port) for _ in range(8)]
+    answers = []
+    try:
+        for reader, writer in connections:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await read_answer(reader)
+        for pid in workers:
+            limit_files(pid, 0)
+        for number, (reader, writer) in enumerate(connections):
+            head = f"{UPLOAD}{number}\nContent-Length: {len(LARGE)}".replace("\n", "\r\n").encode()
+            writer.write(head + b"\r\n\r\n" + LARGE)
+            answers.append(await read_answer(reader))
+    finally:
+        for pid in workers:
+            limit_files(pid, None)
+        for _, writer in connections:
+            writer.close()
+            await writer.wait_closed()
+    for answer in answers:
+        check_problem(answer, 503, "unavailable")
+        assert answer.headers["retry-after"]
+    assert re.search(r'open\(\) "[^"]*/body/[^"]*" failed \(24: ', (front.root / "nginx.log").read_text())
+    assert (await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)).status == 201
+
+
 @pytest.fixture
 def few_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two bodies from one address at the same time."""
@@ -322,6 +361,63 @@ async def test_many_bodies_at_once_from_one_address_are_429_before_they_come(few
         return (await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)).status == 201
 
     await wait_for_async(is_free, "whoever has left is not counted any more")
+
+
+async def announce(front: Front, token: str) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+    """Begin an upload that waits to be invited; what came back first."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(f"PUT /file HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Length: 20000000\r\n"
+                 "Expect: 100-continue\r\n\r\n".encode())
+    return await asyncio.wait_for(reader.readuntil(b"\r\n"), 20), reader, writer
+
+
+async def uploads_are_limited_for_each_account(front: Front) -> None:
+    """Whoever has as many uploads under way as an account may have is refused another one, and nobody else is."""
+    begun = [await announce(front, "one") for _ in range(PER_ACCOUNT)]
+    late = await announce(front, "one")
+    try:
+        assert {status for status, _, _ in begun} == {b"HTTP/1.1 100 Continue\r\n"}
+        assert late[0].startswith(b"HTTP/1.1 429 ")
+        head = (await late[1].readuntil(b"\r\n\r\n")).decode("ascii")
+        assert "\r\nRetry-After: " in head and "application/problem+json" in head
+        large, small = (f"PUT /file HTTP/1.1\nHost: x\nContent-Length: {len(body)}\nAuthorization: "
+                        for body in (LARGE, b"hello"))
+        check_problem(await front.raw(f"{large}one", LARGE), 429, "too_many_requests")
+        assert (await front.raw(f"{large}two", LARGE)).status == 201
+        assert (await front.raw(f"{small}one", b"hello")).status == 201  # never on the disk
+        begun[0][2].close()
+
+        async def is_free() -> bool:
+            return (await front.raw(f"{large}one", LARGE)).status == 201
+
+        await wait_for_async(is_free, "whoever has left is not counted any more")
+    finally:
+        for _, _, writer in (*begun, late):
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_many_bodies_at_once_on_one_account_are_429_before_they_come(front: Front) -> None:
+    await uploads_are_limited_for_each_account(front)
+
+
+@pytest.fixture
+def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody counts the uploads of an account."""
+    render, limit = nginx.render, f"limit_conn uploads_of_account {PER_ACCOUNT};"
+
+    def render_without(*given: Any, **more: Any) -> str:
+        text = render(*given, **more)
+        assert text.count(limit) == 1
+        return text.replace(limit, "")
+
+    monkeypatch.setattr(nginx, "render", render_without)
+
+
+@pytest.mark.mutant("N1", "uploads of an account that nobody counts")
+async def test_uncounted_uploads_are_found_out(unlimited: None, front: Front) -> None:
+    with pytest.raises(AssertionError):
+        await uploads_are_limited_for_each_account(front)
 
 
 async def test_client_that_leaves_in_the_middle_leaves_nothing(front: Front) -> None:
@@ -410,7 +506,8 @@ async def test_request_without_host_gets_one(front: Front) -> None:
 @pytest.mark.parametrize("path", [
     "/_preflight", "/_blobs/" + BLOB, "/_blobs/", "/_blobs", "/_blobs../spool", "/_blobs/../_preflight", "/_problem",
     "/_refuse/401", "/_refuse/", "/_refused", "/_unreadable/200", "/_unsatisfiable", "/_", "/_x", "//_preflight",
-    "/%5Fpreflight", "/x/../_preflight", "/metrics", "/metrics/", "/%6detrics", "/./metrics", "/_unreadable/"])
+    "/%5Fpreflight", "/x/../_preflight", "/metrics", "/metrics/", "/%6detrics", "/./metrics", "/_unreadable/",
+    "/_spool/probe", "/_spool/", "/_unspooled/x", "/_unspooled/"])
 async def test_what_is_not_public_is_not_there(front: Front, path: str) -> None:
     check_problem(await front.raw(f"GET {path} HTTP/1.1\nHost: x"), 404, "not_found")
     assert front.seen == []

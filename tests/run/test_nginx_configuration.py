@@ -94,10 +94,11 @@ def test_neither_regular_expressions_nor_rewriting() -> None:
 
 def test_alias_and_its_location_end_in_a_slash() -> None:
     aliases = {name: body for name, body in locations().items() if "alias " in body}
-    assert set(aliases) == {"/_blobs/", *(f"/_{what}/{kind}/" for what in ("signed", "decided") for kind in KINDS)}
+    assert set(aliases) == {
+        "/_blobs/", "/_spool/", *(f"/_{what}/{kind}/" for what in ("signed", "decided") for kind in KINDS)}
     for name, body in aliases.items():
         assert name.endswith("/")
-        assert re.findall(r"alias (\S+);", body) == ["../../blobs/"]
+        assert re.findall(r"alias (\S+);", body) == ["body/" if name == "/_spool/" else "../../blobs/"]
 
 
 def test_only_small_blobs_are_kept_open_and_descriptors_suffice() -> None:
@@ -115,8 +116,8 @@ def test_only_small_blobs_are_kept_open_and_descriptors_suffice() -> None:
 def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
     common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
     proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
-    assert set(proxied) == {"/", "/auth/", "@upload_small", "@upload_large", "= /_preflight", "= /_decide",
-                            "@download_asked", "@link_visit", "@link_upload"}
+    assert set(proxied) == {"/", "/auth/", "@upload_small", "@upload_admitted", "= /_preflight", "= /_decide",
+                            "@download_asked", "@link_visit"}
     for body in proxied.values():
         names = re.findall(r"proxy_set_header (\S+)", body)
         assert len(set(names)) == len(names)
@@ -124,7 +125,7 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
 
 
 def test_only_uploads_carry_the_name_of_a_file() -> None:
-    assert [name for name, body in locations().items() if "X-File $" in body] == ["@upload_large", "@link_upload"]
+    assert [name for name, body in locations().items() if "X-File $" in body] == ["@upload_admitted"]
 
 
 def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:

@@ -135,6 +135,7 @@ def test_unknown_name_is_refused(name: str) -> None:
     ("LOGIN_ATTEMPTS_PER_MINUTE", ["1"], ["0"]),
     ("REQUESTS_PER_MINUTE", ["1"], ["0"]),
     ("COSTLY_REQUESTS_PER_MINUTE", ["0", "1"], ["-1"]),
+    ("UPLOADS_PER_ACCOUNT", ["1", "65535"], ["0", "65536"]),
     ("NGINX", ["auto", "off"], ["on", "Auto"]),
     ("LOG_LEVEL", ["debug", "INFO", "Warning", "error"], ["trace", "1"]),
     ("HOST", ["0.0.0.0", "::1"], [" "]),

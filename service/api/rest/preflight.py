@@ -1,5 +1,7 @@
 """/_preflight: nginx asks whether an upload may begin, before it takes the first byte of the body."""
 
+from uuid import UUID
+
 from aiohttp import web
 
 from service.api.auth import authenticate
@@ -14,16 +16,18 @@ _ACTIONS = {"PUT": "upload_bytes", "POST": "upload_form", "DELETE": "delete_file
 
 
 async def ask_preflight(request: web.Request) -> web.StreamResponse:
-    """204 with X-Admitted, or 403 with X-Reject, X-Reject-Body and what else the client is to be told."""
+    """403 with X-Next: where nginx takes the body, and X-Uploader; or a refusal, and what the client is to be told."""
     if not request.app[BEHIND_NGINX]:
         raise NotFound()
     method = request.headers.get("X-Original-Method", "")
     address = request.headers.get("X-Original-Uri", "")
     try:
         if address.startswith("/s/"):
-            await admit_link_upload(request, address)
+            # visitors of a link are not to use up what is its owner's
+            uploader: UUID = (await admit_link_upload(request, address)).link.id
         else:
             who = request[CALLER] = await authenticate(request)
+            uploader = who.user_id
             _check_method(request, method)
             if method in ("PUT", "POST"):
                 await admit_upload(request, who, method, address)
@@ -33,7 +37,9 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
         error, headers = (problem, {}) if isinstance(problem, ServiceError) else from_aiohttp(problem)
         _note(request[TRACE], error, method, address)
         return render_refusal(error, request[TRACE].request_id, headers=headers)
-    return web.Response(status=204, headers={"X-Admitted": "yes"})  # what goes wrong from here on is nginx's disk
+    # counted as the yes that it is
+    request[TRACE].instead = Action(name="ask_preflight", method=request.method, status=204, route="/_preflight")
+    return web.Response(status=403, headers={"X-Next": "@upload_admitted", "X-Uploader": str(uploader)})
 
 
 def _check_method(request: web.Request, method: str) -> None:
