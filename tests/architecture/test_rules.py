@@ -21,7 +21,7 @@ OF_ONE_MACHINE = re.compile("|".join("/" + folder for folder in (
 SOURCES = sorted(PROJECT.glob("service/**/*.py"))
 TESTS = sorted(PROJECT.glob("tests/**/*.py"))
 TEXTS = sorted(path for pattern in ("*", ".ci/*", "service/**/*", "sql/**/*", "tests/**/*", "nginx/**/*", "docker/**/*",
-                                    "bench/**/*")
+                                    "docs/**/*", "bench/**/*")
                for path in PROJECT.glob(pattern) if path.is_file() and "__pycache__" not in path.parts
                and path.name not in (".coverage",) and "secrets" not in path.parts)
 
