@@ -211,7 +211,9 @@ async def lock_file(conn: Connection, file_id: FileId) -> VersionId | None:
 
 
 DELETE_TREE = """
--- a file, or a folder with everything below it; the versions follow by their foreign key
+-- a file, or a folder with everything below it; the versions follow by their foreign key; for each row PostgreSQL looks
+-- whether anything is in it: planned for this account, of which the statistics may know nothing yet, it would take the
+-- few rows of an unknown account for granted, and read all of them each time
 WITH RECURSIVE doomed AS (
     SELECT id FROM files WHERE id = $1
     UNION ALL
@@ -219,7 +221,9 @@ WITH RECURSIVE doomed AS (
 ), held AS (
     SELECT DISTINCT blob_id FROM doomed JOIN versions ON versions.file_id = doomed.id
 ), deleted AS (
-    DELETE FROM files USING doomed WHERE files.id = doomed.id
+    DELETE FROM files USING doomed, set_config('plan_cache_mode', 'force_generic_plan', true) AS plan,
+                            set_config('enable_bitmapscan', 'off', true) AS scan
+    WHERE files.id = doomed.id
 )
 SELECT blob_id FROM held
 """

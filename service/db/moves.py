@@ -42,19 +42,22 @@ class Copied:
     blob_keys: list[BlobKey]
     size_bytes: int
     file_count: int
+    entry_count: int
 
 
 COPY_TREE = """
 -- a file, or a folder with everything below it: new files whose only version refers to the blob of the current one;
 -- their ids begin like that of the copy itself, with its time, so that all go into the same corner of each index
-WITH RECURSIVE source AS (
+WITH RECURSIVE tree AS (
     SELECT is_folder, head_id, head_bytes, id, $2::uuid AS new_id, $3::uuid AS new_parent_id,
            $4::text COLLATE "C" AS new_name
     FROM files WHERE id = $1
     UNION ALL
     SELECT child.is_folder, child.head_id, child.head_bytes, child.id,
-           (left($2::text, 15) || substr(gen_random_uuid()::text, 16))::uuid, source.new_id, child.name
-    FROM source JOIN files AS child ON child.parent_id = source.id AND child.deleted_at IS NULL
+           (left($2::text, 15) || substr(gen_random_uuid()::text, 16))::uuid, tree.new_id, child.name
+    FROM tree JOIN files AS child ON child.parent_id = tree.id AND child.deleted_at IS NULL
+), source AS MATERIALIZED (
+    SELECT * FROM tree LIMIT $6
 ), copied AS (
     INSERT INTO files (id, user_id, parent_id, name, is_folder, head_id, head_bytes)
     SELECT new_id, $5, new_parent_id, new_name, is_folder, CASE WHEN NOT is_folder THEN new_id END, head_bytes
@@ -66,23 +69,26 @@ WITH RECURSIVE source AS (
     RETURNING blob_id
 )
 SELECT ARRAY(SELECT DISTINCT blob_id FROM held) AS blob_ids, coalesce(sum(head_bytes), 0)::bigint AS size_bytes,
-       count(head_id) AS file_count
+       count(head_id) AS file_count, count(*) AS entry_count
 FROM source
 """
 
 
 async def copy_tree(conn: Connection, source_id: FileId, *, user_id: UserId, new_id: FileId, parent_id: FileId,
-                    name: str) -> Copied:
+                    name: str, at_most: int) -> Copied:
     """Copy; `blobs.keep_blobs` and `users.update_usage` have to follow.
 
+    Of a tree with more than `at_most` files and folders as many are copied, and one: the transaction has to end then.
     Raises NameTaken, and Conflict if a blob was fenced meanwhile, which the foreign key of versions notices.
     """
     try:
         with refuse_unfit_name("to"):
-            row = await conn.fetchrow(COPY_TREE, source_id, new_id, parent_id, name, user_id, timeout=600)
+            row = await conn.fetchrow(COPY_TREE, source_id, new_id, parent_id, name, user_id, at_most + 1,
+                                      timeout=600)
     except asyncpg.UniqueViolationError:
         raise NameTaken(field="to") from None
     except asyncpg.ForeignKeyViolationError:
         raise Conflict() from None
     assert row is not None
-    return Copied(blob_keys=row["blob_ids"], size_bytes=row["size_bytes"], file_count=row["file_count"])
+    return Copied(blob_keys=row["blob_ids"], size_bytes=row["size_bytes"], file_count=row["file_count"],
+                  entry_count=row["entry_count"])

@@ -85,8 +85,10 @@ async def lock_user(conn: Connection, user_id: UserId, password_hash: str) -> bo
 
 
 DELETE_USER = """
--- the account; its sessions, files, versions, links and trail follow by their foreign keys
-DELETE FROM users WHERE id = $1
+-- the account; its sessions, files, versions, links and trail follow by their foreign keys; planned as DELETE_TREE is
+DELETE FROM users USING set_config('plan_cache_mode', 'force_generic_plan', true) AS plan,
+                        set_config('enable_bitmapscan', 'off', true) AS scan
+WHERE id = $1
 """
 
 

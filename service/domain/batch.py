@@ -6,7 +6,7 @@ from typing import Literal
 from service.db.files import lock_tree
 from service.db.pool import Connection, Database
 from service.domain.files import delete
-from service.domain.moves import Change, copy, move
+from service.domain.moves import Allowance, Change, copy, move
 from service.domain.places import Place
 from service.domain.requests import once
 from service.errors import ServiceError
@@ -47,10 +47,10 @@ class Batch:
         async def work(conn: Connection) -> list[File | Folder | None]:
             # what an operation is about may be the work of one before it, so that nobody knows if it is a folder
             await lock_tree(conn, caller.user_id)
-            results = []
+            results, allowance = [], Allowance()
             for number, operation in enumerate(operations):
                 try:
-                    results.append(await _apply(conn, caller.user_id, operation))
+                    results.append(await _apply(conn, caller.user_id, operation, allowance))
                 except ServiceError as error:
                     error.operation = number
                     raise
@@ -59,8 +59,11 @@ class Batch:
         return await once(self._database, caller.user_id, work)
 
 
-async def _apply(conn: Connection, user_id: UserId, operation: Operation) -> File | Folder | None:
-    if isinstance(operation, Transfer):
-        return await (move if operation.kind == "move" else copy)(conn, user_id, operation.change)
+async def _apply(conn: Connection, user_id: UserId, operation: Operation, allowance: Allowance) -> File | Folder | None:
+    match operation:
+        case Transfer(kind="move", change=change):
+            return await move(conn, user_id, change)
+        case Transfer(change=change):
+            return await copy(conn, user_id, change, allowance)
     await delete(conn, user_id, operation.place, operation.conditions, permanent=operation.permanent, has_tree=True)
     return None

@@ -18,8 +18,10 @@ from service.domain.places import (
     Place, Target, check_room_below, get, is_folder, make_folders, naming, resolve_target,
 )
 from service.domain.requests import once
-from service.errors import Conflict, InvalidPath, NameTaken, NotFound
+from service.errors import Conflict, InvalidField, InvalidPath, NameTaken, NotFound
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, new_uuid
+
+MAX_COPIED = 200_000  # some half a minute of the database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,23 @@ class Change:
     target: Target
     overwrite: bool = False
     conditions: Conditions = Conditions()
+
+
+class Allowance:
+    """How many files and folders the copies of one request may still make.
+
+    A few copies of copies are millions, and empty ones are nothing to the quota.
+    """
+
+    def __init__(self) -> None:
+        self.left = MAX_COPIED
+
+    def spend(self, entry_count: int) -> None:
+        """Raise InvalidField for more than is left."""
+        self.left -= entry_count
+        if self.left < 0:
+            raise InvalidField(f"A request may copy at most {MAX_COPIED} files and folders; copy parts of this one by "
+                               "one.", field="from")
 
 
 Perform = Callable[[Connection, UserId, Change], Awaitable[File | Folder]]
@@ -49,8 +68,11 @@ class Moves:
         return await self._perform(caller, change, move)
 
     async def copy(self, caller: Caller, change: Change) -> File | Folder:
-        """Copy the current versions; no bytes are moved.  Raises the same, and QuotaExceeded."""
-        return await self._perform(caller, change, copy)
+        """Copy the current versions; no bytes are moved.  Raises the same, QuotaExceeded, InvalidField (too many)."""
+        async def perform(conn: Connection, user_id: UserId, change: Change) -> File | Folder:
+            return await copy(conn, user_id, change, Allowance())
+
+        return await self._perform(caller, change, perform)
 
     async def _perform(self, caller: Caller, change: Change, perform: Perform) -> File | Folder:
         # only for a folder does everybody else have to wait; the answer may have changed when the lock is there
@@ -78,7 +100,7 @@ async def move(conn: Connection, user_id: UserId, change: Change) -> File | Fold
     return await get(conn, user_id, found.id)
 
 
-async def copy(conn: Connection, user_id: UserId, change: Change) -> File | Folder:
+async def copy(conn: Connection, user_id: UserId, change: Change, allowance: Allowance) -> File | Folder:
     """Copy within a transaction that has locked the tree: alone if a folder may be copied."""
     found, path, existing = await _prepare(conn, user_id, change)
     if existing is not None and existing.id == found.id:
@@ -87,7 +109,8 @@ async def copy(conn: Connection, user_id: UserId, change: Change) -> File | Fold
     new_id = FileId(new_uuid())
     with _lost_races(change):
         copied = await moves.copy_tree(conn, found.id, user_id=user_id, new_id=new_id, parent_id=parent_id,
-                                       name=path[-1])
+                                       name=path[-1], at_most=allowance.left)
+    allowance.spend(copied.entry_count)
     await blobs.keep_blobs(conn, copied.blob_keys)
     await record(conn, user_id, "copy", file_id=new_id, path=names.join_path(path), source=found.path,
                  files=copied.file_count)

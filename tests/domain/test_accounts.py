@@ -8,13 +8,14 @@ import asyncpg
 import pytest
 
 from service.cache.local import LocalCache
+from service.db import files, users
 from service.domain.accounts import Accounts, Limits
 from service.domain.audit import Audit
 from service.domain.housekeeping import Ages, Housekeeping
 from service.domain.moves import Change, Moves
 from service.domain.places import Target
 from service.errors import InvalidRefreshToken, NotFound, ServiceError, Unauthenticated, WrongPassword
-from service.model import Caller
+from service.model import Caller, FileId
 from service.security.passwords import Passwords
 from service.security.tokens import AccessTokens
 from tests.invariants import check_all
@@ -179,3 +180,31 @@ async def test_old_lines_of_the_trail_are_forgotten(world: World, accounts: Acco
     assert await count(world, "SELECT count(*) FROM audit WHERE user_id = $1", caller.user_id) == 1
     await Housekeeping(world.database, world.store, Ages()).run()
     assert await count(world, "SELECT count(*) FROM audit WHERE user_id = $1", caller.user_id) == 1
+
+
+@pytest.mark.parametrize("what", ["account", "folder"])
+async def test_deletion_reads_each_row_a_few_times_whatever_the_statistics_say(world: World, what: str) -> None:
+    """PostgreSQL's own check of the foreign key read the whole account for each row of an account made lately."""
+    count, other = 600, await world.new_caller()
+    folders = """WITH top AS (INSERT INTO files (id, user_id, parent_id, name, is_folder)
+                              SELECT gen_random_uuid(), $1, $1, 'top ' || i, true FROM generate_series(1, 20) AS i
+                              RETURNING id)
+                 INSERT INTO files (id, user_id, parent_id, name, is_folder)
+                 SELECT gen_random_uuid(), $1, id, 'f' || i, true FROM top, generate_series(1, $2::int / 20) AS i"""
+    await world.observer.execute(folders, other.user_id, count)
+    await world.observer.execute("ANALYZE files")
+    caller = await world.new_caller()
+    await world.observer.execute(folders, caller.user_id, count)
+    async with world.database.connection() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        if what == "account":
+            await users.delete_user(conn, caller.user_id)
+        else:
+            top = await conn.fetch("SELECT id FROM files WHERE parent_id = $1", caller.user_id)
+            for row in top:
+                await files.delete_tree(conn, FileId(row["id"]))
+        read = await conn.fetchval("""SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index
+                                      WHERE indrelid = 'files'::regclass""")
+        await transaction.rollback()
+    assert read < 20 * count

@@ -14,6 +14,7 @@ from service.api.rest.moves import object_json, parse_change, parse_field
 from service.api.rest.openapi import operation
 from service.api.rest.params import parse_place
 from service.domain.batch import Deletion, Operation, Transfer
+from service.domain.moves import MAX_COPIED
 from service.errors import InvalidField, ServiceError
 from service.model import Conditions
 
@@ -24,7 +25,8 @@ MAX_BODY_BYTES = 2**20  # nginx takes no more
            costly=True,
            description="Deletes, moves and copies, each as by its own address, in their order and in one transaction: "
                        "the first that fails takes back all others, and the problem names it as `operation`, counted "
-                       "from 0. A batch has at most 1000 operations and 1 MiB.",
+                       "from 0. A batch has at most 1000 operations and 1 MiB, and its copies together make at "
+                       f"most {MAX_COPIED} files and folders.",
            returns={200: (schema.BatchResult, "All were carried out")},
            errors={404: "", 409: "Conflict with the tree: `name_taken`, `not_a_folder`, `conflict`", 412: "", 413: "",
                    422: "A field of an operation cannot be used, and is named: `invalid_path`, `invalid_field`",

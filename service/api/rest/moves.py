@@ -11,7 +11,7 @@ from service.api.rest import schema
 from service.api.rest.answers import answer
 from service.api.rest.openapi import operation
 from service.api.rest.params import conditions_of, parse_place
-from service.domain.moves import Change
+from service.domain.moves import MAX_COPIED, Change
 from service.domain.places import Place, Target
 from service.errors import InvalidPath
 from service.model import Conditions, File, Folder
@@ -63,7 +63,8 @@ async def move_file(request: web.Request) -> web.StreamResponse:
 
 
 @operation("Copy", tag="file", body=schema.MoveRequest, headers=schema.MoveHeaders, costly=True,
-           description=f"A file in its current version, or a folder with all that is in it; moves no bytes. {_WHERE}",
+           description=f"A file in its current version, or a folder with all that is in it; moves no bytes. At most "
+                       f"{MAX_COPIED} files and folders. {_WHERE}",
            returns={201: (schema.FileOrFolder, "The copy")}, errors=_ERRORS | {507: ""})
 async def copy_file(request: web.Request) -> web.StreamResponse:
     """Copy."""
