@@ -7,7 +7,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import asyncpg.pool
@@ -101,27 +101,33 @@ class Database:
     Everything that means "cannot be reached now" is raised as Unavailable.
     """
 
-    def __init__(self, dsn: str, pool: "asyncpg.Pool[asyncpg.Record]", tell: Tell) -> None:
+    def __init__(self, dsn: str, pool: "asyncpg.Pool[asyncpg.Record]", watchdog: Watchdog, tell: Tell) -> None:
         self._dsn = dsn
         self._pool = pool
         self._tell = tell
-        self._watchdog = Watchdog(dsn, pool)
-        self._watching = asyncio.create_task(self._watchdog.watch())
+        self._watchdog = watchdog
+        self._watching = asyncio.create_task(watchdog.watch(pool.expire_connections))
         self._lane = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
 
     @classmethod
     async def open(cls, dsn: str, *, size: int, tell: Tell = _tell_nobody) -> "Database":
         """Connect; raise Unavailable if there is no server.  `tell` learns which accounts were changed."""
+        watchdog = Watchdog(dsn)
+
+        async def prepare(session: Any) -> None:
+            await outcomes.prepare(session)
+            watchdog.introduce(session)
+
         try:
             pool = await asyncpg.create_pool(
                 dsn, min_size=1, max_size=size, timeout=ACQUIRE_SECONDS, command_timeout=STATEMENT_SECONDS,
-                connection_class=outcomes.Session, init=outcomes.prepare,
+                connection_class=outcomes.Session, init=prepare,
                 server_settings={
                     "application_name": "file-storage", "timezone": "UTC", "synchronous_commit": "on",
                     "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s", "jit": "off"})
         except (*_LOST, *_SYSTEM) as error:
             raise Unavailable("The database cannot be reached.", retry_after_seconds=2) from error
-        return cls(dsn, pool, tell)
+        return cls(dsn, pool, watchdog, tell)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

@@ -8,7 +8,8 @@ connection that waits, the question or the answer was lost on the way, and that 
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Sequence
+import weakref
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,9 @@ def _asked_at(connection: Any) -> float | None:
 class Watchdog:
     """Looks after the connections of one pool; `watch` runs for as long as that is open."""
 
-    def __init__(self, dsn: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._pool = pool
+        self._opened: weakref.WeakSet[Any] = weakref.WeakSet()
         self._borrowed: dict[Any, float] = {}
         self._acquiring: dict[asyncio.Timeout, float] = {}
         self._idle_since: dict[_Wait, float] = {}
@@ -73,6 +74,10 @@ class Watchdog:
         self._heard_at = time.monotonic()
         self.is_silent = False
         """Whether the server says nothing, not even to a new connection: whoever comes need not try."""
+
+    def introduce(self, session: object) -> None:
+        """A connection that the pool has opened."""
+        self._opened.add(session)
 
     @contextmanager
     def watching(self, connection: object) -> Iterator[None]:
@@ -100,37 +105,38 @@ class Watchdog:
         """When the server last answered, by the clock of `time.monotonic`."""
         return max(self._heard_at, *(getattr(connection, "heard_at", 0.0) for connection in self._borrowed), 0.0)
 
-    async def watch(self) -> None:
-        """Look again and again; returns never."""
+    async def watch(self, expire: Callable[[], Awaitable[None]]) -> None:
+        """Look again and again; returns never.  `expire` makes the pool use none of its connections again."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             before = time.monotonic() - LATE_SECONDS
             if self.is_silent or any(since <= before for waits in (self._borrowed, self._acquiring)
                                      for since in waits.values()):
                 try:
-                    await self._look()
+                    await self._look(expire)
                 except Exception as error:  # whatever it was: without these looks nobody would be let in again
                     log.error("watchdog.failed", exc_info=error)
                     self.is_silent = False
             else:
                 self._idle_since.clear()
 
-    async def _look(self) -> None:
+    async def _look(self, expire: Callable[[], Awaitable[None]]) -> None:
         began = time.monotonic()
         waiting = [_Wait(connection, asked_at, connection.backend_pid) for connection in self._borrowed
                    if (asked_at := _asked_at(connection)) is not None and asked_at <= began - LATE_SECONDS]
         at_work = await self._ask([wait.backend_pid for wait in waiting])
         if at_work is None:
-            if self._last_heard() < began - LATE_SECONDS:
-                # one that is not there says so at once, to whoever comes
-                self._cut_all(is_silent=time.monotonic() - began >= ANSWER_SECONDS)
+            # one that is not there says so at once, to whoever comes
+            is_silent = time.monotonic() - began >= ANSWER_SECONDS
+            if self._last_heard() < began - (0 if is_silent else LATE_SECONDS):
+                self._cut_all(is_silent=is_silent)
             return
         if self.is_silent:
             log.warning("database_is_back")
         self.is_silent = False
         self._heard_at = time.monotonic()
         if lost := self._find_lost([wait for wait in waiting if wait.backend_pid not in at_work]):
-            await self._cut(lost)
+            await self._cut(lost, expire)
 
     async def _ask(self, pids: Sequence[int]) -> Collection[int] | None:
         """Which backends are at work, all if that cannot be found out; None if the server says nothing at all."""
@@ -156,21 +162,24 @@ class Watchdog:
                             if wait.connection in self._borrowed and _asked_at(wait.connection) == wait.asked_at}
         return [wait for wait, since in self._idle_since.items() if now - since >= LOST_SECONDS]
 
-    async def _cut(self, lost: Sequence["_Wait"]) -> None:
-        """These wait for nothing.  Their backends are ended, since others may wait for what they have locked.
+    async def _cut(self, lost: Sequence["_Wait"], expire: Callable[[], Awaitable[None]]) -> None:
+        """These wait for nothing; and what cut them off, such as a firewall, may have cut off others that are idle.
 
-        What cut off one connection, such as a firewall that has forgotten it, may have cut off others that are idle, so
-        none of the pool is used again.
+        Their backends are ended, all that have nothing to do, since somebody may wait for what they have locked, and
+        they would be missed among the connections that the server has room for.
         """
         log.warning("database_connections_lost", connections=len(lost))
+        in_use = {getattr(connection, "backend_pid", None) for connection in self._borrowed}
+        doubtful = {session.backend_pid for session in self._opened if not session.is_closed()} - in_use
+        doubtful |= {wait.backend_pid for wait in lost}
         for wait in lost:
             wait.connection.terminate()
-        await self._pool.expire_connections()
+        await expire()
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # then they end by their own time-outs
             async with asyncio.timeout(ANSWER_SECONDS):
                 connection = await asyncpg.connect(self._dsn)
                 try:
-                    await end_idle(connection, [wait.backend_pid for wait in lost])
+                    await end_idle(connection, list(doubtful))
                 finally:
                     connection.terminate()
 

@@ -7,7 +7,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
@@ -25,6 +25,7 @@ class _Wire:
 
     is_cut: bool
     task: "asyncio.Task[None]"
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class CommitProxy:
@@ -82,22 +83,22 @@ class CommitProxy:
         self._wires.add(wire := _Wire(is_cut=self._is_black_hole, task=task))
         to_server = asyncio.create_task(self._pass_requests(wire, reader, server_writer))
         to_client = asyncio.create_task(self._pass_answers(wire, server_reader, writer))
-        try:
-            await asyncio.wait([to_server, to_client], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in (to_server, to_client):
-                way.cancel()
-            await asyncio.gather(to_server, to_client, return_exceptions=True)
-            self._wires.discard(wire)
-            for end in (writer, server_writer):
-                end.transport.abort()
+        tasks = [to_server, to_client, asyncio.create_task(wire.is_over.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._wires.discard(wire)
+        for end in (writer, server_writer):
+            end.transport.abort()
 
     async def end(self) -> None:
         """Hang up everywhere."""
-        tasks = [wire.task for wire in self._wires]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        wires = list(self._wires)
+        for wire in wires:
+            wire.is_over.set()
+        if wires:
+            await asyncio.wait([wire.task for wire in wires])
 
     async def _pass_requests(self, wire: _Wire, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         while data := await reader.read(_PIECE_BYTES):

@@ -6,19 +6,25 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest
 
 from service.run import processes
 from tests.client import PASSWORD, Api, Reply, new_account, until
+from tests.domain.commit_proxy import CommitProxy, open_proxy
+from tests.faults.examine import check_invariants
 from tests.faults.recorder import Line, Recorder
 from tests.faults.sites import OwnPostgres, own_postgres
 from tests.faults.test_degradation import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, timed
+from tests.stack import Stack
 
 DOWN_SECONDS = 5.0  # what is promised, and what a client measures
 PAUSE_SECONDS = 12.0
+ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,8 @@ def nginx(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def routes(api: Api) -> dict[str, Ask]:
-    """One request of each kind that asks the database."""
+def routes(api: Api, other: Api) -> dict[str, Ask]:
+    """One request of each kind that asks the database; the session of the other account may end by that."""
     credentials = {"username": api.username, "password": PASSWORD}
     gets = ["/file/list", "/file/list?folder=/&limit=10", "/file/info?path=/", "/file/usage_memory", "/auth/me",
             "/file/trash", "/file/link", "/file/download?path=/kept", "/file/archive?path=/", "/auth/session",
@@ -50,7 +56,7 @@ def routes(api: Api) -> dict[str, Ask]:
         "form": lambda: api.post(bytes(MIB), path="/late", expect=None),
         "replay": lambda: api.put("/key", b"key", expect=None, headers=keyed),
         "login": lambda: api.call("POST", "/auth/jwt/login", json=credentials),
-        "refresh": lambda: api.call("POST", "/auth/jwt/refresh", json={"refresh_token": api.refresh_token}),
+        "refresh": lambda: api.call("POST", "/auth/jwt/refresh", json={"refresh_token": other.refresh_token}),
         "folder": lambda: api.call("POST", "/file/folder", json={"path": "/late"}),
         "move": lambda: api.call("POST", "/file/move", json={"from": "/kept", "to": "/late"}),
         "copy": lambda: api.call("POST", "/file/copy", json={"from": "/kept", "to": "/late"}),
@@ -120,6 +126,7 @@ async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_b
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         await api.put("/key", b"key", headers={"Idempotency-Key": "sent-before"})
+        asks = routes(api, await new_account(session, stack))
         waits, stopped, over = Waits(line), asyncio.Event(), asyncio.Event()
         stored: set[str] = set()
         async with asyncio.TaskGroup() as asking:
@@ -130,7 +137,7 @@ async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_b
             processes.send(hanging := postgres.processes, signal.SIGSTOP)
             try:
                 stopped.set()
-                for what, ask in routes(api).items():
+                for what, ask in asks.items():
                     asking.create_task(waits.ask_again_and_again(what, ask, over))
                 await asyncio.sleep(PAUSE_SECONDS)
                 over.set()
@@ -141,7 +148,7 @@ async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_b
         began = time.monotonic()
 
         async def is_back() -> bool:
-            replies = await asyncio.gather(*(ask() for what, ask in routes(api).items() if what.startswith("GET ")))
+            replies = await asyncio.gather(*(ask() for what, ask in asks.items() if what.startswith("GET ")))
             return {reply.status for reply in replies} == {200}
 
         await until(is_back, seconds=PATIENCE_SECONDS)
@@ -155,4 +162,100 @@ async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_b
         line.lost = len(stored - listed)
         assert not line.lost
         await goes_on(api)
+        await is_sound(stack, line)
+
+
+# --- the way to it: nothing arrives any more, and nobody is told ---
+
+@asynccontextmanager
+async def through_proxy(
+        postgres: OwnPostgres, root: Path, *, module: str = "service", **settings: str,
+) -> AsyncIterator[tuple[Stack, CommitProxy, str]]:
+    """A service whose workers reach the database by a proxy of this process, and the address that is not by it."""
+    postgres.server.ensure_database(name := f"files_{uuid.uuid4().hex}")
+    async with open_proxy(dsn := postgres.server.dsn(name)) as (proxy, address):
+        stack = Stack(root, {"DATABASE_URL": address, **settings}, module=module)
+        await asyncio.to_thread(stack.start)
+        output = root.parent / f"{root.name}.out"
+        await until(lambda: "Ctrl-C ends everything" in output.read_text(encoding="utf-8"), seconds=PATIENCE_SECONDS)
+        try:
+            yield stack, proxy, dsn
+        finally:
+            await proxy.end()  # what is lost is not waited for
+            await asyncio.to_thread(stack.stop)
+
+
+@pytest.mark.parametrize("also_new", [False, True], ids=["connections that there are", "new ones too"])
+async def test_lost_way_to_the_database_is_503_within_seconds(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path,
+        also_new: bool) -> None:
+    """As behind a firewall that has forgotten its connections, or that lets nothing through any more."""
+    line = recorder.line("F7 way to PostgreSQL lost", "new connections too" if also_new else "all that there were")
+    async with through_proxy(postgres, tmp_path / "data") as (stack, proxy, dsn):
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        await api.put("/key", b"key", headers={"Idempotency-Key": "sent-before"})
+        waits = Waits(line)
+        for _ in range(ROUNDS):
+            asks = routes(api, await new_account(session, stack))
+            assert await answers(api)  # from connections that will be lost
+            proxy.swallow(also_new=also_new)
+            await asyncio.gather(*(waits.ask(what, ask, allowed=(503,) if also_new else range(200, 504))
+                                   for what, ask in asks.items()))
+            proxy.open()
+            await until(functools.partial(answers, api), seconds=PATIENCE_SECONDS)
+            await api.put("/kept", b"kept" * 1000, expect=None)  # may have been moved, or deleted
+        what, longest = max(waits.longest.items(), key=lambda item: item[1])
+        line.note = f"each of {line.injected} requests was answered, after {longest:.1f} s at most ({what})"
+        assert not waits.wrong
+        assert longest < DOWN_SECONDS, waits.longest
+        await goes_on(api)
+        await check_invariants(dsn, stack.root, max_strays=line.injected)
+
+
+async def answers(api: Api) -> bool:
+    """Whether the database is there for the workers, each of several times."""
+    replies = await asyncio.gather(*(api.call("GET", "/auth/session") for _ in range(8)))
+    return all(reply.status == 200 for reply in replies)
+
+
+def has(stored: set[str], wanted: int) -> bool:
+    """Whether so many are stored."""
+    return len(stored) >= wanted
+
+
+async def find_backend(dsn: str) -> int:
+    """A process that works for a worker."""
+    conn = await asyncpg.connect(dsn)
+    try:
+        return int(await conn.fetchval("SELECT max(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                                       "AND application_name LIKE 'file-storage%' AND pid <> pg_backend_pid()"))
+    finally:
+        conn.terminate()
+
+
+async def test_killed_backends_are_answered_for_within_seconds(
+        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path) -> None:
+    """One process of the server is killed, and the server begins anew: uploads are stored, or not, and are told so."""
+    line = recorder.line("F6 PostgreSQL's backend killed", "amid uploads")
+    with running(tmp_path / "data", postgres) as stack:
+        api = await new_account(session, stack)
+        await api.put("/kept", b"kept" * 1000)
+        waits, over, stored = Waits(line), asyncio.Event(), set[str]()
+        async with asyncio.TaskGroup() as asking:
+            for size in (1000, 2 * 2**16):
+                asking.create_task(note_uploads_under_way(waits, api, over, stored, size=size))
+            for _ in range(ROUNDS):
+                wanted = len(stored) + 10
+                await until(functools.partial(has, stored, wanted), seconds=PATIENCE_SECONDS)
+                processes.send([await find_backend(stack.settings["DATABASE_URL"])], signal.SIGKILL)
+            over.set()
+        line.acknowledged = len(stored)
+        what, longest = max(waits.longest.items(), key=lambda item: item[1])
+        line.note = f"{ROUNDS} kills; {line.injected} uploads answered, after {longest:.1f} s at most ({what})"
+        await until(functools.partial(answers, api), seconds=PATIENCE_SECONDS)
+        assert not waits.wrong
+        assert longest < DOWN_SECONDS, waits.longest
+        line.lost = len(stored - {file["path"] for file in await api.list()})
+        assert not line.lost
         await is_sound(stack, line)
