@@ -4,21 +4,19 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.run import memory
 from service.run.processes import StartError
 from service.storage.durable import make_folder
 
 MODE = 0o700
 MEMORY = "memory"
-MEMORY_PREFIX = "file-storage-"
-SHARED_MEMORY = Path("/dev/shm")  # nosec B108: a name that nobody can guess is made there
 # the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
 MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._ +@=-]+")
@@ -76,11 +74,8 @@ class Folders:
         return self.sockets / f"worker-{number}.sock"
 
 
-def open_folders(root: Path, *, containers: bool = False) -> Folders:
-    """Make what is missing; StartError if the data root cannot be used.
-
-    `containers`: nginx runs in another one, where nothing is shared but the data root.
-    """
+def _open_folders(root: Path, held: ExitStack, *, containers: bool) -> Folders:
+    """Make what is missing; StartError if the data root cannot be used."""
     try:
         make_folder(root, MODE)
         root = root.resolve()  # nginx refuses symlinks on the way to a blob
@@ -92,7 +87,7 @@ def open_folders(root: Path, *, containers: bool = False) -> Folders:
     except OSError as error:
         raise _unusable(root, error) from None
     _check(folders)
-    return Folders(root, _choose_sockets(folders), _choose_memory(folders, containers=containers))
+    return Folders(root, _choose_sockets(folders), _choose_memory(folders, held, containers=containers))
 
 
 def _check(folders: Folders) -> None:
@@ -121,31 +116,32 @@ def _choose_sockets(folders: Folders) -> Path:
     return sockets
 
 
-def _choose_memory(folders: Folders, *, containers: bool) -> Path:
+def _choose_memory(folders: Folders, held: ExitStack, *, containers: bool) -> Path:
     """A new folder in the machine's memory, to which the link run/memory leads; or, failing that, a folder there.
 
-    What it holds is written for each change, which must not wait for a disk that others keep busy.
+    What it holds is written for each change, which must not wait for a disk that others keep busy.  It is there until
+    `held` is closed.
     """
     link = folders.run / MEMORY
     if link.is_symlink():
         _forget_memory(link)
     if not containers and not link.exists():
+        memory.remove_abandoned()
         try:
-            memory = Path(tempfile.mkdtemp(prefix=MEMORY_PREFIX, dir=SHARED_MEMORY))
+            path, file = memory.make(folders.root)
         except OSError:
             pass
         else:
-            link.symlink_to(memory)
-            return memory
+            held.callback(os.close, file)
+            link.symlink_to(path)
+            return path
     link.mkdir(mode=MODE, exist_ok=True)
     return link
 
 
 def _forget_memory(link: Path) -> None:
     """Remove the link and the folder in memory that it leads to."""
-    memory = link.readlink()
-    if memory.parent == SHARED_MEMORY and memory.name.startswith(MEMORY_PREFIX):
-        shutil.rmtree(memory, ignore_errors=True)
+    memory.remove(link.readlink())
     link.unlink()
 
 
@@ -175,18 +171,19 @@ def empty_staging(folders: Folders) -> None:
 
 @contextmanager
 def claimed(root: Path, *, containers: bool = False) -> Iterator[Folders]:
-    """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be."""
-    claim = _lock(root)
-    try:
-        folders = open_folders(root, containers=containers)
+    """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be.
+
+    `containers`: nginx runs in another one, where nothing is shared but the data root.
+    """
+    with ExitStack() as held:
+        held.callback(os.close, _lock(root))
+        folders = _open_folders(root, held, containers=containers)
         yield folders
         if folders.sockets != folders.run:
             _remove_old(folders.sockets)
             (folders.run / "sockets").unlink(missing_ok=True)
         if (folders.run / MEMORY).is_symlink():
             _forget_memory(folders.run / MEMORY)
-    finally:
-        os.close(claim)
 
 
 def _lock(root: Path) -> int:
