@@ -17,11 +17,12 @@ import asyncpg
 
 from service.__main__ import main
 from service.cache.generations import Generations
+from service.db.pool import Database
 from service.domain.content import Content
 from service.run import keeper, supervisor
 from service.run.keeper import Child
 from service.storage.local import LocalStore
-from tests.faults import steps
+from tests.faults import mistakes, steps
 
 MODULE = "tests.faults.faulty_service"
 SLOW_SECONDS = 1.0
@@ -65,6 +66,34 @@ def m3() -> None:
     Content.store = commit_first  # type: ignore[method-assign]
 
 
+def m11() -> None:
+    """What a transaction gives is given before its COMMIT."""
+    in_transaction, tasks = Database.in_transaction, set()
+
+    async def answer_early(self: Database, work: Any) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        async def work_on(connection: Any) -> Any:
+            result = await work(connection)
+            if not answer.done():
+                answer.set_result(result)
+            await asyncio.sleep(0)
+            return result
+
+        def end(task: asyncio.Task[Any]) -> None:
+            tasks.discard(task)
+            error = task.exception()
+            if error is not None and not answer.done():
+                answer.set_exception(error)
+
+        task = asyncio.create_task(in_transaction(self, work_on))
+        tasks.add(task)
+        task.add_done_callback(end)
+        return await answer
+
+    Database.in_transaction = answer_early  # type: ignore[method-assign]
+
+
 def m13() -> None:
     """The mark of an account stays as it is, whatever changes (tests/api/test_decisions.py)."""
     async def renew(self: Generations, changed: Any) -> None:
@@ -96,7 +125,7 @@ def slow_place() -> None:
 
 
 WORDS: dict[str, Callable[[], None]] = {
-    "m1": m1, "m2": m2, "m3": m3, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
+    "m1": m1, "m2": m2, "m3": m3, "m11": m11, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
 
 
 def clock() -> list[str]:
@@ -130,9 +159,14 @@ def _started_differently(make_child: Callable[..., Child]) -> Callable[..., Chil
 
 
 if __name__ == "__main__":
+    words = os.environ.get("FAULTS", "").split()
     if sys.argv[1] == "worker":
-        for word in os.environ.get("FAULTS", "").split():
-            WORDS[word]()
+        for word in words:
+            if word not in mistakes.OF_SUPERVISOR:
+                (WORDS | mistakes.OF_WORKERS)[word]()
     else:
         _keep_for_ever()
+        for word in words:
+            if word in mistakes.OF_SUPERVISOR:
+                mistakes.OF_SUPERVISOR[word]()
     sys.exit(main(sys.argv[1:]))

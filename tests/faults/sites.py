@@ -1,6 +1,7 @@
 """The real service on disks whose power can be cut: all on one, the bytes alone, or PostgreSQL's alone."""
 
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from tests.stack import Stack
 
 Layout = Literal["bytes", "all", "postgres"]
 LAYOUTS: tuple[Layout, ...] = ("bytes", "all", "postgres")
+LISTENING = re.compile(r":PORT 00000000:0000 0A ")
 SETTINGS = {"ACCESS_TOKEN_TTL": "86400"}
 
 
@@ -43,9 +45,13 @@ class FaultyStack(Stack):
         return processes.find_working_in(self.root / "run", processes.own_program())
 
     def all_workers_listen(self) -> bool:
-        """Whether each of them takes connections."""
+        """Whether each of them takes connections; without nginx they share a port, each with a socket of its own."""
+        count = int(self.environment()["FILE_STORAGE_WORKERS"])
+        if not self.is_behind_nginx:
+            return len(LISTENING.findall(Path("/proc/net/tcp").read_text("ascii").replace(
+                f":{self.port:04X} ", ":PORT "))) == count
         sockets = folders.find_sockets(self.root)
-        for number in range(int(self.environment()["FILE_STORAGE_WORKERS"])):
+        for number in range(count):
             with socket.socket(socket.AF_UNIX) as probe:
                 try:
                     probe.connect(str(sockets / f"worker-{number}.sock"))
