@@ -9,6 +9,8 @@ import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -20,6 +22,8 @@ from tests.faults.examine import check_invariants, examine
 from tests.faults.ledger import body_of, digest_of
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
+from tests.invariants import sweep
+from tests.open_files import removed_but_open
 
 BODY_BYTES = 24_000_000  # more than all buffers on the way hold
 SHARES = (0, 1, 50, 99, 100)  # per cent of a body
@@ -47,8 +51,13 @@ def kill_nginx_workers(stack: FaultyStack) -> None:
     processes.send(stack.nginx()[1:], signal.SIGKILL)
 
 
+def restart_nginx(stack: FaultyStack) -> None:
+    """It ends when it is asked to, without waiting, and is started again."""
+    processes.send(stack.nginx()[:1], signal.SIGTERM)
+
+
 def kill_nginx(stack: FaultyStack) -> None:
-    """All of it, as a restart does that does not wait."""
+    """All of it at once."""
     processes.send(stack.nginx(), signal.SIGKILL)
 
 
@@ -90,8 +99,9 @@ async def slow_download(api: Api, path: str, half: asyncio.Event, go: asyncio.Ev
 
 
 @pytest.mark.parametrize(("fault", "is_harmless"), [
-    (reload_nginx, True), (kill_nginx_workers, False), (kill_nginx, False), (kill_workers, False)],
-    ids=["nginx reloaded", "nginx workers killed", "nginx killed", "workers killed"])
+    (reload_nginx, True), (restart_nginx, False), (kill_nginx_workers, False), (kill_nginx, False),
+    (kill_workers, False)],
+    ids=["nginx reloaded", "nginx restarted", "nginx workers killed", "nginx killed", "workers killed"])
 async def test_transfer_that_is_cut_is_whole_or_an_error(
         stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int,
         request: pytest.FixtureRequest, fault: Callable[[FaultyStack], None],
@@ -100,24 +110,8 @@ async def test_transfer_that_is_cut_is_whole_or_an_error(
     account = await Account.open(session, stack)
     broken = 0
     for number in range(rounds):
-        there = body_of(f"there{number}", BODY_BYTES)
-        reply = await account.put(f"/there{number}", there)
-        assert reply is not None and reply.status == 201
-        halves, go = [asyncio.Event(), asyncio.Event()], asyncio.Event()
-        upload = asyncio.create_task(slow_upload(
-            account, f"/new{number}", body_of(f"new{number}", BODY_BYTES), halves[0], go))
-        download = asyncio.create_task(slow_download(account.api, f"/there{number}", halves[1], go))
-        await asyncio.wait_for(asyncio.gather(*(half.wait() for half in halves)), 60)
-        fault(stack)
+        broken += await cut_transfers(stack, account, number, fault, is_harmless=is_harmless)
         line.injected += 1
-        go.set()
-        await upload
-        data = await download
-        broken += data is None
-        assert data is None or hashlib.sha256(data).digest() == hashlib.sha256(there).digest(), "a part or a mix"
-        assert data is not None or not is_harmless
-        assert not is_harmless or account.ledger.known.get(f"/new{number}"), "a reload has cost an upload"
-        await ready(stack)
         line.in_doubt += account.ledger.in_doubt
         damage, words = await examine([account], stack.dsn, stack.root)
         line.add(damage)
@@ -128,36 +122,134 @@ async def test_transfer_that_is_cut_is_whole_or_an_error(
     line.note = f"{broken} of {line.injected} downloads were broken off, none was taken for whole"
 
 
-@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
-async def test_client_that_vanishes_leaves_nothing_or_the_whole_file(
-        stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, is_reset: bool) -> None:
-    line = recorder.line("F14 client vanishes in the middle of an upload", "RST" if is_reset else "FIN")
+async def cut_transfers(stack: FaultyStack, account: Account, number: int, fault: Callable[[FaultyStack], None], *,
+                        is_harmless: bool) -> bool:
+    """The fault, amid an upload and a download; whether the download was broken off."""
+    there = body_of(f"there{number}", BODY_BYTES)
+    reply = await account.put(f"/there{number}", there)
+    assert reply is not None and reply.status == 201
+    halves, go = [asyncio.Event(), asyncio.Event()], asyncio.Event()
+    upload = asyncio.create_task(slow_upload(
+        account, f"/new{number}", body_of(f"new{number}", BODY_BYTES), halves[0], go))
+    download = asyncio.create_task(slow_download(account.api, f"/there{number}", halves[1], go))
+    await asyncio.wait_for(asyncio.gather(*(half.wait() for half in halves)), 60)
+    fault(stack)
+    go.set()
+    await upload
+    data = await download
     await ready(stack)
-    account = await Account.open(session, stack)
+    assert data is None or hashlib.sha256(data).digest() == hashlib.sha256(there).digest(), "a part or a mix"
+    assert data is not None or not is_harmless, "a reload has cost a download"
+    assert not is_harmless or account.ledger.known.get(f"/new{number}"), "a reload has cost an upload"
+    return data is None
+
+
+@pytest.mark.mutant("N4", "a reload that waits for nobody")
+async def test_reload_that_waits_for_nobody_is_found_out(stack: FaultyStack, session: aiohttp.ClientSession) -> None:
+    with pytest.raises(AssertionError, match="a reload has cost"):
+        await cut_transfers(stack, await Account.open(session, stack), 0, restart_nginx, is_harmless=True)
+
+
+async def vanish_in_uploads(stack: FaultyStack, account: Account, is_reset: bool, *, seconds: float) -> int:
+    """Clients leave at every moment; how many.  AssertionError if something of what they sent is still on its way."""
+    await ready(stack)
+    count = 0
     for size_bytes in (1000, 2_000_000):
-        for share in SHARES:
+        for share in (*SHARES, None):
             path = f"/{size_bytes}-{share}"
             body = body_of(path, size_bytes)
             account.ledger.begin({path: digest_of(body)})  # nobody is told what became of it
             await asyncio.to_thread(vanish, stack, account.api.token, path, body, share, is_reset)
-            line.injected += 1
-    await until(lambda: is_tidy(stack), seconds=60)
+            count += 1
+    await until(lambda: is_tidy(stack), seconds=seconds)
+    return count
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
+async def test_client_that_vanishes_leaves_nothing_or_the_whole_file(
+        stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, is_reset: bool) -> None:
+    line = recorder.line("F14 client vanishes in the middle of an upload", "RST" if is_reset else "FIN")
+    account = await Account.open(session, stack)
+    line.injected = await vanish_in_uploads(stack, account, is_reset, seconds=60)
     line.in_doubt = account.ledger.in_doubt
     damage, words = await examine([account], stack.dsn, stack.root)
     line.add(damage)
     assert not damage, words
-    whole = {f"/{size_bytes}-100" for size_bytes in (1000, 2_000_000)}
-    assert set(account.ledger.known) <= whole, "a part of a body was stored"
+    answered = {"/1000-None", "/2000000-None"}
+    assert answered <= set(account.ledger.known), "the answer had begun, and nothing is there"
+    assert set(account.ledger.known) <= answered | {"/1000-100", "/2000000-100"}, "a part of a body was stored"
 
 
-def vanish(stack: FaultyStack, token: str, path: str, body: bytes, share: int, is_reset: bool) -> None:
-    """Send a head and so much of the body, then close the connection, or cut it."""
-    with socket.create_connection(("127.0.0.1", stack.port)) as connection:
+def vanish(stack: FaultyStack, token: str, path: str, body: bytes, share: int | None, is_reset: bool) -> None:
+    """Send a head and so much of the body, then close the connection, or cut it; None: when the answer begins."""
+    with socket.create_connection(("127.0.0.1", stack.port), 60) as connection:
         connection.sendall(f"PUT /file?path={path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
                            f"Content-Length: {len(body)}\r\n\r\n".encode("ascii"))
-        connection.sendall(body[:len(body) * share // 100])
+        connection.sendall(body[:len(body) * (100 if share is None else share) // 100])
+        if share is None:
+            assert connection.recv(12) == b"HTTP/1.1 201"
         if is_reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
+async def test_client_that_vanishes_in_a_download_leaves_nothing_open(
+        stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, is_reset: bool) -> None:
+    """By every door; afterwards nobody holds the bytes of a file that was deleted."""
+    line = recorder.line("F14 client vanishes in the middle of a download", "RST" if is_reset else "FIN")
+    await ready(stack)
+    account = await Account.open(session, stack)
+    body = body_of("large", BODY_BYTES)
+    await account.put("/large", body)
+    signed = (await account.api.call("POST", "/file/sign", json={"path": "/large", "expires_in": 600})).json["url"]
+    plain = f"/file/download?path=/large HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.api.token}\r\n"
+    for head in (plain, f"{plain}Range: bytes=1-\r\n", f"{plain}If-Match: *\r\n",
+                 f"{signed.removeprefix(stack.url)} HTTP/1.1\r\nHost: x\r\n"):
+        for share in SHARES:
+            await asyncio.to_thread(vanish_in_download, stack, head, len(body) * share // 100, is_reset)
+            line.injected += 1
+    assert (await account.api.get("/large")).body == body
+    await account.delete("/large", permanent=True)
+    await sweep(stack.dsn, stack.root)
+    pids = [*stack.nginx(), *stack.workers()]
+    await until(lambda: max(removed_but_open(pids, stack.root), default=0) < len(body), seconds=60)
+    line.acknowledged = account.ledger.acknowledged
+    damage, words = await examine([account], stack.dsn, stack.root)
+    line.add(damage)
+    assert not damage, words
+
+
+def vanish_in_download(stack: FaultyStack, head: str, count: int, is_reset: bool) -> None:
+    """Ask, read so many bytes, then close the connection, or cut it."""
+    with socket.create_connection(("127.0.0.1", stack.port), 60) as connection:
+        connection.sendall(f"GET {head}\r\n".encode("ascii"))
+        while count > 0:
+            piece = connection.recv(min(count, 2**18))
+            assert piece, "the answer ends early"
+            count -= len(piece)
+        if is_reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@contextmanager
+def mistaken_stack(folder: Path, mistake: str) -> Iterator[FaultyStack]:
+    """A service whose nginx is set up otherwise."""
+    found = FaultyStack(folder / "data", {"ACCESS_TOKEN_TTL": "86400"}, module="tests.faults.faulty_nginx",
+                        variables={"NGINX_MISTAKE": mistake})
+    try:
+        found.start()
+        yield found
+    finally:
+        if found.process is not None:
+            found.stop()
+
+
+@pytest.mark.mutant("N3", "bodies of clients that left stay in the spool")
+async def test_spool_that_is_not_emptied_is_found_out(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+    with mistaken_stack(tmp_path, "client_body_in_file_only clean;=>client_body_in_file_only on;") as stack:
+        account = await Account.open(session, stack)
+        with pytest.raises(AssertionError, match="in vain"):
+            await vanish_in_uploads(stack, account, True, seconds=5)
 
 
 async def test_invariants_hold_after_all_of_it(stack: FaultyStack, recorder: Recorder) -> None:
