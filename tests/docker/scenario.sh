@@ -5,7 +5,8 @@
 #
 # Needs docker with compose, and curl.  It is a compose project of its own, with volumes of its own, removed at the end;
 # the port FILE_STORAGE_PORT (9000) has to be free.  BIG_BYTES (1 GiB) is the size of the large file, PHOTO a picture
-# to take instead of a made-up one.  Ends with a non-zero code at the first thing that is not as it should be.
+# to take instead of a made-up one, UPGRADE_FROM an earlier commit: then that one is started first, and what is in it has
+# to be there in this one.  Ends with a non-zero code at the first thing that is not as it should be.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,6 +16,7 @@ BIG_BYTES=${BIG_BYTES:-$((1024 * 1024 * 1024))}
 MAX_PROCESS_MIB=200
 WORK=$(mktemp -d)
 AUTH=()
+SECRETS=()
 CHECKS=0
 
 compose() { docker compose -f docker/compose.yaml "$@"; }
@@ -26,6 +28,9 @@ finish() {
     local code=$?
     trap - EXIT
     [ "$code" = 0 ] || { echo "The last lines of the services:" && compose logs --tail 25; }
+    touch "$WORK/stop"
+    wait
+    [ ! -e "$WORK/saved" ] || give "$(id -u):$(id -g)" "$WORK/saved" || true
     compose down --volumes --rmi local --timeout 10 >"$WORK/output" 2>&1 || cat "$WORK/output"
     rm -rf "$WORK"
     exit "$code"
@@ -40,38 +45,7 @@ note() { echo "       $*"; }
 took() { # BYTES SECONDS
     note "$(awk -v mib="$(($1 >> 20))" -v s="$2" 'BEGIN {printf "%d MiB in %.1f s, %d MiB/s", mib, s, mib / s}')"
 }
-sha256() { { sha256sum 2>/dev/null || shasum -a 256; } | cut -d ' ' -f 1; }
-digest() { [ -e "$1.sha256" ] || sha256 <"$1" >"$1.sha256" && cat "$1.sha256"; } # FILE, which never changes
-size() { wc -c <"$1" | tr -d ' '; }
-field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^\",}]*\).*/\1/p" <<<"$2"; } # NAME FLAT-JSON-OBJECT
-encode() { printf %s "$1" | od -A n -v -t x1 | sed 's/  *\(..\)/%\1/g' | tr -d ' \n'; }
-
-request() { curl --silent --show-error --max-time 1800 ${AUTH[@]+"${AUTH[@]}"} "$@"; }
-status() { request --output /dev/null --write-out '%{http_code}' "$@"; }
-address() { echo "$URL/file${2:-}?path=$(encode "$1")"; } # PATH-OR-ID [/download]
-upload() { # WHAT FILE CURL-ARGUMENTS
-    local seconds
-    seconds=$(request --fail --output "$WORK/reply" --write-out '%{time_total}' "${@:3}")
-    equal "$1" "$(field sha256 "$(<"$WORK/reply")")" "$(digest "$2")"
-    [ "$(size "$2")" -lt 100000000 ] || took "$(size "$2")" "$seconds"
-    BYTES=$((BYTES + $(size "$2")))
-}
-put() { upload "PUT $2" "$1" --upload-file "$1" "$(address "$2")"; } # FILE PATH
-post() { upload "form $2" "$1" --form-string "path=$2" --form "file=@$1" "$URL/file"; } # FILE PATH
-same() { # FILE PATH-OR-ID
-    equal "download $2" "$(request --fail "$(address "$2" /download)" | sha256)" "$(digest "$1")"
-}
-log_in() { # NAME
-    local reply
-    reply=$(curl --silent --fail "$URL/auth/jwt/login" --data "username=$1" --data 'password=correct horse battery')
-    AUTH=(--header "Authorization: Bearer $(field access_token "$reply")")
-    REFRESH=$(field refresh_token "$reply")
-}
-sign_up() { # NAME
-    equal "register $1" "$(status "$URL/auth/register" --header 'Content-Type: application/json' \
-        --data "{\"username\": \"$1\", \"password\": \"correct horse battery\"}")" 201
-    log_in "$1"
-}
+. tests/docker/client.sh
 wait_until_ready() {
     local start=$SECONDS
     until [ "$(status "$URL/readyz" --max-time 5 2>/dev/null)" = 200 ]; do
@@ -91,7 +65,58 @@ kill_main() { # SERVICE COMMAND: kill -9 the process whose id the command prints
     wait_until_ready
     pass "$1 was killed and is back after $((SECONDS - start)) s"
 }
+give() { # UID:GID FOLDER, which nobody but root may do
+    docker run --rm --network none --user root --volume "$2:/folder" --entrypoint chown \
+        "$(docker inspect --format '{{.Config.Image}}' "$(compose ps --all --quiet postgres)")" -R "$1" /folder
+}
+wait_for_health() { # SERVICE STATUS
+    local start=$SECONDS
+    until [ "$(inspect "$1" '{{.State.Health.Status}}')" = "$2" ]; do
+        [ $((SECONDS - start)) -lt 90 ] || fail "$1 is not $2 after 90 s"
+        sleep 0.2
+    done
+    pass "$1 is $2 after $((SECONDS - start)) s"
+}
+load() { # NUMBER: upload until the file `stop` is there; write down what was answered for
+    local n=0
+    until [ -e "$WORK/stop" ]; do
+        n=$((n + 1))
+        echo "$1 $n" >"$WORK/load.$1"
+        if request --fail --output /dev/null --upload-file "$WORK/load.$1" "$(address "/load/$1 $n")" 2>/dev/null; then
+            echo "$1 $n" >>"$WORK/kept"
+        fi
+    done
+}
+compare_load() { # every upload that was answered for, by one curl
+    local line number=0 expected=$WORK/expected
+    : >"$WORK/addresses" && : >"$expected"
+    while read -r line; do
+        number=$((number + 1))
+        printf 'url = "%s"\n' "$(address "/load/$line" /download)" >>"$WORK/addresses"
+        echo "$line" >>"$expected"
+    done <"$WORK/kept"
+    [ "$number" -gt 0 ] || fail "nothing was uploaded meanwhile"
+    request --fail --config "$WORK/addresses" >"$WORK/found"
+    cmp "$WORK/found" "$expected" || fail "not all that was uploaded meanwhile is there"
+    pass "all $number uploads that were answered for are there"
+}
 spooled() { inside app find /data/spool /data/staging -type f ! -name nginx.pid | wc -l | tr -d ' '; }
+
+if [ -n "${UPGRADE_FROM:-}" ]; then
+    step "An earlier version: $(git log -1 --format='%h, %ad' --date=short "$UPGRADE_FROM")"
+    mkdir "$WORK/old"
+    git archive "$UPGRADE_FROM" | tar -x -C "$WORK/old"
+    quietly docker compose -f "$WORK/old/docker/compose.yaml" up --detach --build --wait
+    wait_until_ready
+    sign_up elena
+    BYTES=0
+    head -c 3000000 /dev/urandom >"$WORK/of-old"
+    put "$WORK/of-old" "/Раньше/старый файл 🗝.bin"
+    head -c 300 /dev/urandom >"$WORK/of-old-too"
+    put "$WORK/of-old-too" /small.bin
+    ELENA=("${AUTH[@]}")
+    AUTH=()
+fi
 
 step "From nothing"
 equal "warnings of docker compose config" "$(compose config --quiet 2>&1)" ""
@@ -101,6 +126,18 @@ start_all
 pass "up and ready after $SECONDS s"
 SERVERS=$(compose ps --services | sort | tr '\n' ' ')
 equal "what runs" "$SERVERS" "app nginx postgres redis "
+note "$(docker image ls --format '{{.Repository}}: {{.Size}}' "$COMPOSE_PROJECT_NAME-app")"
+equal "migrations that are missing" "$(inside app python -m service migrate --list | grep -vc applied)" 0
+if [ -n "${UPGRADE_FROM:-}" ]; then
+    AUTH=("${ELENA[@]}")
+    same "$WORK/of-old" "/Раньше/старый файл 🗝.bin"
+    same "$WORK/of-old-too" /small.bin
+    equal "the bytes in use" "$(field files "$(request "$URL/file/usage_memory")")" "$BYTES"
+    log_in elena
+    put "$WORK/of-old" /small.bin
+    same "$WORK/of-old" /small.bin
+    AUTH=()
+fi
 
 step "What the containers may do"
 for service in $SERVERS; do
@@ -111,6 +148,11 @@ for service in $SERVERS; do
     equal "$service: published ports" \
         "$(inspect "$service" '{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}}:{{.HostPort}} {{end}}{{end}}')" \
         "$([ "$service" != nginx ] || echo "127.0.0.1:$FILE_STORAGE_PORT ")"
+    equal "$service: new privileges" "$(inside "$service" grep NoNewPrivs /proc/self/status | tr -dc 01)" 1
+    equal "$service: bytes of log, restart" "$(inspect "$service" \
+        '{{index .HostConfig.LogConfig.Config "max-size"}} x {{index .HostConfig.LogConfig.Config "max-file"}}, '\
+'{{.HostConfig.RestartPolicy.Name}}')" "10m x 5, unless-stopped"
+    equal "$service: health" "$(inspect "$service" '{{.State.Health.Status}}')" healthy
 done
 for target in app:9000 postgres:5432 redis:6379; do
     for ip in $(inspect "${target%:*}" '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}'); do
@@ -128,6 +170,7 @@ for secret in "$password" "$(inside app cat /run/secrets/jwt_secret)" \
               "$(inside postgres cat /docker-entrypoint-initdb.d/password)"; do
     [ ${#secret} = 64 ] || fail "a secret has ${#secret} characters"
     ! grep -qF "$secret" "$WORK/inspect" || fail "docker inspect shows a secret"
+    SECRETS+=("$secret")
 done
 pass "docker inspect shows no secret"
 
@@ -213,24 +256,76 @@ for what in "$id" "${NAMES[0]}"; do
     equal "another user asks for $what" "$(AUTH=("${OTHER[@]}") && status "$(address "$what" /download)")" 404
 done
 
+step "Check"
+equal "check" "$(inside app python -m service check | tail -1)" "all is well"
+blob=$(inside app find /data/blobs -type f -size +100k -size -9000k | head -1)
+inside app cp "$blob" /data/good
+inside app python -c "
+import os, sys
+with open(sys.argv[1], 'r+b') as file:
+    byte = file.read(1)
+    file.seek(0)
+    file.write(bytes([byte[0] ^ 1]))
+" "$blob"
+code=0
+inside app python -m service check --repair >"$WORK/report" || code=$?
+equal "check of a file with one wrong bit" "$code" 1
+grep -q "^digest: ${blob##*/}" "$WORK/report" || fail "the report does not name ${blob##*/}: $(<"$WORK/report")"
+grep -q "    of [a-z]*: /" "$WORK/report" || fail "the report does not say whose file it is: $(<"$WORK/report")"
+inside app mv /data/good "$blob"
+equal "check with the good copy" "$(inside app python -m service check --repair | tail -1)" "all is well"
+
 step "docker compose restart"
 quietly compose restart
 wait_until_ready
 same "$WORK/photo" "$id"
 put "$WORK/paper.pdf" "/after restart.pdf"
 
-step "Crashes"
+step "Crashes under load"
+ANNA=("${AUTH[@]}")
+sign_up clara
+for number in 1 2 3; do load "$number" & done
 kill_main app "cat /data/.lock"
-same "$WORK/photo" "$id"
 kill_main nginx "cat /data/spool/*/nginx.pid"
-put "$WORK/photo" "/after crash.png"
 kill_main postgres "head -1 /var/lib/postgresql/data/postmaster.pid"
-same "$WORK/photo" "/after crash.png"
+kill_main redis "redis-cli info server | sed -n 's/^process_id:\([0-9]*\).*/\1/p'"
+touch "$WORK/stop"
+wait
+rm "$WORK/stop"
+compare_load
+AUTH=("${ANNA[@]}")
+same "$WORK/photo" "$id"
+put "$WORK/photo" "/after crashes.png"
+code=0
+inside app python -m service check --json >"$WORK/report" || code=$?
+kinds=$(grep -o '"kind": "[a-z]*"' "$WORK/report" | sort -u || true)
+case "$code $kinds" in # bytes without a row are what an upload leaves that was killed before it was answered for
+    '0 ' | '1 "kind": "stray"') pass "check after that: ${kinds:-all is well}" ;;
+    *) fail "check after that: $code $kinds" ;;
+esac
+
+step "Without PostgreSQL"
+quietly compose stop postgres
+equal "a list" "$(status "$URL/file/list" --max-time 10)" 503
+equal "GET /readyz" "$(status "$URL/readyz" --max-time 10)" 503
+wait_for_health app unhealthy
+quietly compose start postgres # not `up --wait`, which gives up as soon as it sees something unhealthy
+wait_for_health app healthy
+wait_until_ready
+
+step "Without Redis"
 quietly compose stop redis
 equal "the cache without Redis" "$(field cache "$(request "$URL/ping/all")")" null
 log_in anna
 put "$WORK/paper.pdf" "/without redis.pdf"
 start_all
+
+step "What was logged"
+compose logs --no-color >"$WORK/logs" 2>&1
+for secret in "${SECRETS[@]}" "correct horse battery"; do
+    ! grep -qF "$secret" "$WORK/logs" || fail "the log has a secret"
+done
+pass "no secret in $(wc -l <"$WORK/logs") lines"
 
 step "docker compose down and up"
 quietly compose down
@@ -250,11 +345,20 @@ FILE_STORAGE_MAX_UPLOAD_SIZE=100 start_all
 [ "$(inspect nginx '{{.State.StartedAt}}')" != "$started" ] || fail "nginx goes on with the old configuration"
 pass "nginx was started again"
 equal "an upload above the new limit" "$(status --upload-file "$WORK/photo" "$(address /too-big)")" 413
+FILE_STORAGE_TRUSTED_PROXIES=$(docker network inspect --format '{{(index .IPAM.Config 0).Gateway}}' \
+    "${COMPOSE_PROJECT_NAME}_public") start_all
+equal "a wrong password by way of a proxy" "$(status --header 'X-Forwarded-For: 198.51.100.7' "$URL/auth/jwt/login" \
+    --data username=anna --data password=wrong)" 401
+equal "where it came from" "$(field network "$(request "$URL/auth/audit?limit=1")")" 198.51.100.0/24
 start_all
 put "$WORK/photo" /in-the-end.png
 
 step "Backup and restore"
+SAVED_BYTES=$(field files "$(request "$URL/file/usage_memory")")
 quietly inside app python -m service backup /backup --keep 2
+mkdir "$WORK/saved"
+quietly give 10001:10001 "$WORK/saved"
+quietly compose run --rm -T --volume "$WORK/saved:/mnt" app python -m service backup /mnt --keep 14
 put "$WORK/paper.pdf" "/after the backup.pdf"
 quietly compose down
 quietly docker volume rm "${COMPOSE_PROJECT_NAME}_files" "${COMPOSE_PROJECT_NAME}_postgres"
@@ -266,5 +370,43 @@ same "$WORK/photo" "$id"
 same "$WORK/big" /large/put.bin
 same "$WORK/photo" /in-the-end.png
 equal "what came after the backup" "$(status "$(address "/after the backup.pdf" /download)")" 404
+equal "check" "$(inside app python -m service check | tail -1)" "all is well"
+put "$WORK/paper.pdf" "/after the restore.pdf"
+quietly compose down
+quietly docker volume rm "${COMPOSE_PROJECT_NAME}_files" "${COMPOSE_PROJECT_NAME}_postgres"
+quietly compose run --rm -T --volume "$WORK/saved:/mnt" app python -m service restore /mnt
+start_all
+log_in anna
+same "$WORK/photo" "$id"
+same "$WORK/big" /large/post.bin
+equal "the bytes in use" "$(field files "$(request "$URL/file/usage_memory")")" "$SAVED_BYTES"
+equal "what came after the backup" "$(status "$(address "/after the restore.pdf" /download)")" 404
+
+step "A full disk"
+quietly compose down --volumes
+printf '%s\n' 'volumes:' '  files:' '    driver: local' '    driver_opts:' '      type: tmpfs' '      device: tmpfs' \
+    '      o: size=100m,uid=10001,gid=10001,mode=0700' >"$WORK/full.yaml"
+compose() { docker compose -f docker/compose.yaml -f "$WORK/full.yaml" "$@"; }
+start_all
+sign_up anna
+head -c 9000000 /dev/urandom >"$WORK/part"
+equal "an upload where less than MIN_FREE_SPACE is left" "$(status --upload-file "$WORK/part" "$(address /x)")" 507
+quietly compose down --volumes
+FILE_STORAGE_MIN_FREE_SPACE=0 start_all
+sign_up anna
+number=0
+for kind in part photo; do # to the brim: a large body fails earlier than a small one
+    until code=$(status --upload-file "$WORK/$kind" "$(address "/$kind $number")") && [ "$code" != 201 ]; do
+        number=$((number + 1))
+        [ "$number" -lt 100 ] || fail "100 MB have room for 100 files"
+    done
+    equal "an upload to a full disk" "$code" 507
+done
+same "$WORK/part" "/part 0"
+equal "a list" "$(status "$URL/file/list")" 200
+equal "a deletion" "$(status --request DELETE "$(address "/part 0")")" 204
+equal "GET /readyz" "$(status "$URL/readyz")" 200
+equal "bodies of refused uploads" "$(spooled)" 0
+equal "check" "$(inside app python -m service check | tail -1)" "all is well"
 
 step "All $CHECKS checks passed in $SECONDS s"

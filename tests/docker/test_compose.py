@@ -38,6 +38,11 @@ def test_a_container_may_do_no_more_than_it_has_to(name: str) -> None:
     assert not {"privileged", "devices", "pid", "ipc", "userns_mode"} & service.keys()
 
 
+@every_service
+def test_what_a_container_logs_is_bounded(name: str) -> None:
+    assert SERVICES[name]["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+
+
 @every_server
 def test_a_server_is_kept_up_and_watched_and_may_finish_its_work(name: str) -> None:
     service = SERVICES[name]
@@ -124,5 +129,6 @@ def test_only_what_is_named_gets_into_the_image() -> None:
     assert all((PROJECT / source).exists() for source in sources)
 
 
-def test_the_scenario_is_a_valid_script() -> None:
-    subprocess.run(["bash", "-n", Path(__file__).with_name("scenario.sh")], check=True)
+@pytest.mark.parametrize("name", ["scenario.sh", "client.sh"])
+def test_the_scenario_is_a_valid_script(name: str) -> None:
+    subprocess.run(["bash", "-n", Path(__file__).with_name(name)], check=True)
