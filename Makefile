@@ -33,9 +33,8 @@ test: $(VENV)/installed-dev ## run all tests, or those of T=path; JOBS=2: side b
 fuzz: $(VENV)/installed-dev ## for longer: requests that nobody wrote, and random lives of accounts (N=300 of each kind)
 	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest -rA tests/suites tests/suites/timing.py tests/model
 
-mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show which test catches each
-	@exec $(PY) -m pytest -q -p tests.mutants --keep-duplicates -m mutant tests tests/faults/test_powercut_mutants.py \
-	    tests/faults/test_powercut_backup.py
+mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show what catches each, as root
+	@exec $(PY) -m pytest -q -p tests.mutants -o 'norecursedirs=.*' -m mutant tests
 
 test-faults: $(VENV)/installed-dev ## power cuts, kills, full disks and the like, as root (T=path, ROUNDS=30: each so often)
 	@ROUNDS='$(or $(ROUNDS),3)' exec $(PY) -m pytest -q $(or $(T),tests/faults)

@@ -31,10 +31,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table."""
+    """The table, and its sums."""
     if RECORDER.lines:
         terminalreporter.section("faults")
-        terminalreporter.write_line(RECORDER.markdown())
+        terminalreporter.write_line(f"{RECORDER.markdown()}\n\n{RECORDER.summary()}")
         RECORDER.write(REPORT)
 
 

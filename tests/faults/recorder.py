@@ -6,6 +6,10 @@ from pathlib import Path
 
 COLUMNS = ("fault", "where", "injected", "acknowledged", "in doubt", "lost", "torn", "dangling", "recovery s", "note")
 
+SUMMED = ("fault", "injected", "acknowledged", "in_doubt", "lost", "torn", "dangling", "recovery_seconds")
+SUMMARY = tuple(name.replace("_", " ").replace("recovery seconds", "recovery s") for name in SUMMED)
+TOTAL = "all of them"
+
 
 @dataclass
 class Damage:
@@ -68,6 +72,24 @@ class Recorder:
         rows = [COLUMNS, ("---",) * len(COLUMNS)]
         for line in sorted(self.lines, key=lambda line: (line.fault, line.where)):
             rows.append(tuple("" if value is None else str(value) for value in asdict(line).values()))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def summary(self) -> str:
+        """The same in short: one line for each fault that was injected, wherever it was, and one for all of them."""
+        sums: dict[str, Line] = {}
+        for line in self.lines:
+            for name in (line.fault, TOTAL) if line.injected else ():
+                into = sums.setdefault(name, Line(name, ""))
+                into.injected += line.injected
+                into.acknowledged += line.acknowledged
+                into.in_doubt += line.in_doubt
+                into.add(Damage(line.lost, line.torn, line.dangling))
+                if line.recovery_seconds is not None:
+                    into.recovered(line.recovery_seconds)
+        rows = [SUMMARY, ("---",) * len(SUMMARY)]
+        for line in sorted(sums.values(), key=lambda line: (line.fault == TOTAL, line.fault)):
+            fields = asdict(line)
+            rows.append(tuple("" if fields[name] is None else str(fields[name]) for name in SUMMED))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def write(self, path: Path) -> None:
