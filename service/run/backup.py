@@ -45,7 +45,7 @@ def _told(command: Callable[P, int]) -> Callable[P, int]:
         except (BackupError, ServiceError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
         except psycopg.Error as error:
-            print(f"error: the database cannot be reached: {str(error).strip()}", file=sys.stderr)
+            print(f"error: the database cannot be reached: {postgres.in_one_line(error)}", file=sys.stderr)
         return FAILED
 
     return told
@@ -64,6 +64,7 @@ def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool 
     read_marker(root)  # before anything is started there
     with _opened(BackupFolder(path), BackupFolder.open_to_write) as folder, database.reached(config) as dsn:
         postgres.check_server(dsn)
+        migrations.check_applied(dsn)
         store = LocalStore(root)
         try:
             with _shown("saved") as show:

@@ -44,9 +44,7 @@ def check(config: Config, *, reads: bool, repairs: bool, takes_many: bool, as_js
     try:
         _look_before(config)
         with database.reached(config) as dsn:
-            if missing := [name for name, is_applied in migrations.status(dsn) if not is_applied]:
-                raise MigrationError(f"the database has not the schema of this version ({', '.join(missing)} missing); "
-                                     "migrate it first")
+            migrations.check_applied(dsn)
             report = asyncio.run(_run(config, dsn, reads=reads, repairs=repairs, takes_many=takes_many))
     except (StartError, MigrationError, ServiceError, asyncpg.PostgresError, OSError) as error:
         print(f"error: it could not be checked: {error}", file=sys.stderr)

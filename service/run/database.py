@@ -26,9 +26,9 @@ def reached(config: Config) -> Iterator[str]:
 def migrate(config: Config, *, rollback: int | None = None, only_list: bool = False) -> list[str]:
     """Apply what is missing, or take back so many, or only look; return what to tell."""
     with reached(config) as dsn:
-        postgres.check_server(dsn)
         if only_list:
             return [f"{'applied' if is_applied else 'missing'}  {name}" for name, is_applied in migrations.status(dsn)]
+        postgres.check_server(dsn)
         if rollback is not None:
             return [f"{migrations.rollback(dsn, rollback)} migrations taken back"]
         return [f"{migrations.apply(dsn)} migrations applied"]

@@ -21,6 +21,8 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import Migration, default_migration_table, topological_sort
 
+from service.run.postgres import CONNECT_SECONDS, in_one_line
+
 FOLDER = Path(__file__).parents[2] / "sql" / "migrations"
 LOCK_KEY = 0x66696C6573746F72  # "filestor"
 LOCK_SECONDS = 600
@@ -41,7 +43,8 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
     def connect(self, dburi: DatabaseURI) -> "psycopg.Connection[Any]":
         """Open a connection; yoyo sends BEGIN and COMMIT itself."""
-        return psycopg.connect(self._dsn, autocommit=True, connect_timeout=10, application_name="file-storage migrate")
+        return psycopg.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_SECONDS,
+                               application_name="file-storage migrate")
 
     @contextmanager
     def lock(self, timeout: float = LOCK_SECONDS) -> Iterator[None]:
@@ -123,7 +126,7 @@ def _opened(dsn: str) -> Iterator[Backend]:
         with Backend(dsn) as backend, backend.exclusive():
             yield backend
     except psycopg.Error as error:
-        raise MigrationError(f"the database cannot be migrated: {str(error).strip()}") from error
+        raise MigrationError(f"the database cannot be migrated: {in_one_line(error)}") from error
 
 
 def apply(dsn: str, folder: Path = FOLDER, *, only: Iterable[str] | None = None) -> int:
@@ -155,8 +158,31 @@ def rollback(dsn: str, count: int, folder: Path = FOLDER) -> int:
 
 
 def status(dsn: str, folder: Path = FOLDER) -> list[tuple[str, bool]]:
-    """Each known migration and whether it is applied, in order."""
+    """Each known migration and whether it is applied, in order; nothing is made, not even yoyo's tables.
+
+    Raises MigrationError if the database cannot be reached, or is newer than this version.
+    """
     known = read(folder)
-    with _opened(dsn) as backend:
-        applied = backend.list_applied()
+    try:
+        with psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS) as connection:
+            connection.read_only = True
+            found = connection.execute("SELECT to_regclass(%s)", (default_migration_table,)).fetchone()
+            rows = [] if found in (None, (None,)) else connection.execute(
+                psycopg.sql.SQL("SELECT migration_id FROM {}").format(
+                    psycopg.sql.Identifier(default_migration_table))).fetchall()
+    except psycopg.Error as error:
+        raise MigrationError(f"the database cannot be reached: {in_one_line(error)}") from error
+    applied = [str(migration_id) for migration_id, in rows]
+    _refuse_newer(applied, known)
     return [(migration.id, migration.id in applied) for migration in known]
+
+
+def check_applied(dsn: str) -> None:
+    """Raise MigrationError unless the database has the schema of this version; nothing is made."""
+    found = status(dsn)
+    missing = [name for name, is_applied in found if not is_applied]
+    if len(missing) == len(found):
+        raise MigrationError("the database has no schema: no service has used it, or it is not the one that is meant")
+    if missing:
+        raise MigrationError(f"the database is older than this version of the service ({', '.join(missing)} missing); "
+                             "migrate it first")

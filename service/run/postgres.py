@@ -29,6 +29,7 @@ DATABASE = "file_storage"
 MIN_SERVER_VERSION = 130000  # IS NFC NORMALIZED and gen_random_uuid() came with 13
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less the final NUL
 RECOVERY_SECONDS = 600
+CONNECT_SECONDS = 10
 STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))  # fast, immediate, gone
 
 DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
@@ -279,14 +280,22 @@ class EmbeddedPostgres:
                 yield postgres
 
 
+def in_one_line(error: psycopg.Error) -> str:
+    """What PostgreSQL, or the way to it, had to say."""
+    return " ".join(str(error).split())
+
+
 def check_server(dsn: str) -> None:
     """Refuse a server that cannot keep what is promised to clients (StartError); for external ones as well."""
-    with psycopg.connect(dsn, connect_timeout=10) as connection:
-        version = connection.info.server_version
-        encoding = connection.execute("SHOW server_encoding").fetchone()
-        # as this role has them in this database, whatever the file of the server says
-        off = [name for name in DURABILITY if connection.execute(
-            "SELECT current_setting(%s) = ANY(%s)", (name, [*DURABLE])).fetchone() != (True,)]
+    try:
+        with psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS) as connection:
+            version = connection.info.server_version
+            encoding = connection.execute("SHOW server_encoding").fetchone()
+            # as this role has them in this database, whatever the file of the server says
+            off = [name for name in DURABILITY if connection.execute(
+                "SELECT current_setting(%s) = ANY(%s)", (name, [*DURABLE])).fetchone() != (True,)]
+    except psycopg.Error as error:
+        raise StartError(f"the database cannot be reached: {in_one_line(error)}") from None
     if version < MIN_SERVER_VERSION:
         raise StartError(f"PostgreSQL {version // 10000} is too old: 13 or newer is needed")
     if encoding != ("UTF8",):

@@ -325,7 +325,7 @@ async def _wait_for_database(dsn: str) -> None:
         except psycopg.OperationalError as error:
             # a server that answers and refuses us will go on to; one that is starting up says "the database system is"
             refused = "FATAL" in str(error) and "the database system is" not in str(error)
-            why, waited = _in_one_line(error), time.monotonic() - begin
+            why, waited = postgres.in_one_line(error), time.monotonic() - begin
             if refused or waited >= DATABASE_WAIT_SECONDS:
                 raise StartError(f"the database does not take connections: {why}") from None
             if waited >= PATIENCE_SECONDS and not is_told:
@@ -333,11 +333,7 @@ async def _wait_for_database(dsn: str) -> None:
                 is_told = True
             await asyncio.sleep(0.5)
         except psycopg.Error as error:
-            raise StartError(f"the address of the database cannot be used: {_in_one_line(error)}") from None
-
-
-def _in_one_line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
+            raise StartError(f"the address of the database cannot be used: {postgres.in_one_line(error)}") from None
 
 
 def _server_version(dsn: str) -> str:

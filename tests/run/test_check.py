@@ -115,7 +115,7 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(
     for settings, sentence in [
             ({"DATA_ROOT": str(tmp_path / "none")}, "there is no service in"),
             ({"DATABASE_URL": nowhere}, "No such file"),
-            ({"DATABASE_URL": postgres.dsn("without_a_schema")}, "has not the schema of this version")]:
+            ({"DATABASE_URL": postgres.dsn("without_a_schema")}, "has no schema")]:
         done = check(service.environment() | {f"FILE_STORAGE_{name}": value for name, value in settings.items()})
         assert (done.returncode, done.stdout) == (2, ""), done.stdout
         assert done.stderr.startswith("error: it could not be checked: ") and sentence in done.stderr
