@@ -306,8 +306,9 @@ def limit_files(pid: int, spare: int | None) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard if spare is None else count + spare, hard))
 
 
-async def test_body_for_which_there_is_no_descriptor_is_503(front: Front) -> None:
-    """Nothing is wrong with the disk.  The worker is asked over connections that are there already."""
+async def bodies_without_descriptors(front: Front) -> list[Answer]:
+    """Answers to uploads that were let begin when nginx had no descriptor left for their bodies."""
+    # the worker is asked over connections that are there already
     workers = [pid for pid in processes.find_working_in(front.prefix, "nginx") if pid != front.process.pid]
     connections = [await asyncio.open_connection("127.0.0.1", front.port) for _ in range(8)]
     answers = []
@@ -327,10 +328,15 @@ async def test_body_for_which_there_is_no_descriptor_is_503(front: Front) -> Non
         for _, writer in connections:
             writer.close()
             await writer.wait_closed()
-    for answer in answers:
+    assert re.search(r'open\(\) "[^"]*/body/[^"]*" failed \(24: ', (front.root / "nginx.log").read_text())
+    return answers
+
+
+async def test_body_for_which_there_is_no_descriptor_is_503(front: Front) -> None:
+    """Nothing is wrong with the disk."""
+    for answer in await bodies_without_descriptors(front):
         check_problem(answer, 503, "unavailable")
         assert answer.headers["retry-after"]
-    assert re.search(r'open\(\) "[^"]*/body/[^"]*" failed \(24: ', (front.root / "nginx.log").read_text())
     assert (await front.raw(f"{UPLOAD}\nContent-Length: {len(LARGE)}", LARGE)).status == 201
 
 
@@ -402,22 +408,30 @@ async def test_many_bodies_at_once_on_one_account_are_429_before_they_come(front
 
 
 @pytest.fixture
-def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody counts the uploads of an account."""
-    render, limit = nginx.render, f"limit_conn uploads_of_account {PER_ACCOUNT};"
+def mistake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nginx is set up otherwise: the parameter has what stands in its configuration, and what does instead."""
+    render, (right, wrong) = nginx.render, request.param
 
-    def render_without(*given: Any, **more: Any) -> str:
+    def render_wrong(*given: Any, **more: Any) -> str:
         text = render(*given, **more)
-        assert text.count(limit) == 1
-        return text.replace(limit, "")
+        assert text.count(right) == 1
+        return text.replace(right, wrong)
 
-    monkeypatch.setattr(nginx, "render", render_without)
+    monkeypatch.setattr(nginx, "render", render_wrong)
 
 
 @pytest.mark.mutant("N1", "uploads of an account that nobody counts")
-async def test_uncounted_uploads_are_found_out(unlimited: None, front: Front) -> None:
+@pytest.mark.parametrize("mistake", [(f"limit_conn uploads_of_account {PER_ACCOUNT};", "")], indirect=True, ids=[""])
+async def test_uncounted_uploads_are_found_out(mistake: None, front: Front) -> None:
     with pytest.raises(AssertionError):
         await uploads_are_limited_for_each_account(front)
+
+
+@pytest.mark.mutant("N5", "every body that nginx cannot write taken for a full disk")
+@pytest.mark.parametrize("mistake", [("error_page 500 = /_spool/probe;", "error_page 500 =507 /_problem;")],
+                         indirect=True, ids=[""])
+async def test_descriptors_taken_for_a_full_disk_are_found_out(mistake: None, front: Front) -> None:
+    assert 507 in {answer.status for answer in await bodies_without_descriptors(front)}
 
 
 async def test_client_that_leaves_in_the_middle_leaves_nothing(front: Front) -> None:
