@@ -4,6 +4,7 @@ Those that power cuts find are in faulty_service.py.  test_mistakes.py shows tha
 """
 
 import os
+import sys
 import types
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,11 +22,11 @@ from service.storage import base
 
 
 def leaked_connection() -> None:
-    """A connection that was lost while it was used is never given back."""
+    """A connection is given back only if all went well on it."""
     release = Database._release
 
     async def keep(self: Database, connection: Any) -> None:
-        if not connection.is_closed():
+        if sys.exc_info()[0] is None:
             await release(self, connection)
 
     Database._release = keep  # type: ignore[method-assign]
