@@ -37,6 +37,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     worker.add_argument("--socket", type=Path, help="listen on this unix socket, behind nginx, instead of on PORT")
     worker.add_argument("--generations", type=Path, metavar="FOLDER",
                         help="what all processes of this machine remember about accounts is marked here")
+    worker.add_argument("--shared", type=int, metavar="FD", help="an open file: memory that all workers share")
     worker.add_argument("--number", type=int, help="which of several workers; their metrics are added up")
     schema = commands.add_parser("migrate", help="bring the database to the schema of this version")
     what = schema.add_mutually_exclusive_group()
@@ -58,12 +59,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run_worker(config: Config, socket: Path | None, number: int | None, generations: Path | None) -> None:
-    if number is not None:
+def _run_worker(config: Config, options: argparse.Namespace) -> None:
+    if (number := options.number) is not None:
         with contextlib.suppress(OSError):  # a disk without room for them: the service goes on, its metrics do not
             metrics.share(metrics.folder_of(config.data_root), number)
     from service.app import run_worker  # the other commands start faster without it
-    _run(run_worker(config, unix_socket=socket, generations=generations))
+    _run(run_worker(config, unix_socket=options.socket, generations=options.generations, shared=options.shared))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -79,7 +80,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 def _dispatch(options: argparse.Namespace, config: Config) -> int:
     """The exit code; what goes wrong is raised."""
     if options.command == "worker":
-        _run_worker(config, options.socket, options.number, options.generations)
+        _run_worker(config, options)
     elif options.command == "migrate":
         for line in database.migrate(config, rollback=options.rollback, only_list=options.list):
             print(line)

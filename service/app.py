@@ -20,6 +20,7 @@ from service.cache.base import Cache
 from service.cache.generations import Generations
 from service.cache.local import LocalCache
 from service.cache.redis import RedisCache
+from service.cache.shared import SharedFlag
 from service.config import Config
 from service.db.instance import get_epoch
 from service.db.pool import Database
@@ -57,7 +58,8 @@ SAMPLE_SECONDS = 2.0
 DATABASE_PAUSE_SECONDS = 0.5
 
 
-def build(config: Config, *, behind_nginx: bool, generations: Path | None = None) -> web.Application:
+def build(config: Config, *, behind_nginx: bool, generations: Path | None = None,
+          read_only: SharedFlag | None = None) -> web.Application:
     """The application; what it needs is opened at its start-up and closed at its end."""
     app = web.Application(middlewares=[observe, identify])
     app[BEHIND_NGINX] = behind_nginx
@@ -65,7 +67,7 @@ def build(config: Config, *, behind_nginx: bool, generations: Path | None = None
     app.on_response_prepare.append(stamp)
     add_routes(app)
     app.cleanup_ctx.append(documentation)
-    app.cleanup_ctx.append(_domain(config, Generations(generations)))
+    app.cleanup_ctx.append(_domain(config, Generations(generations), SharedFlag() if read_only is None else read_only))
     return app
 
 
@@ -90,7 +92,8 @@ async def _open_database(config: Config, generations: Generations) -> tuple[Data
             await asyncio.sleep(DATABASE_PAUSE_SECONDS)
 
 
-def _domain(config: Config, generations: Generations) -> Callable[[web.Application], AsyncIterator[None]]:
+def _domain(config: Config, generations: Generations,
+            read_only: SharedFlag) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
         database, epoch = await _open_database(config, generations)
         store = app[STORE] = LocalStore(config.data_root)
@@ -104,6 +107,7 @@ def _domain(config: Config, generations: Generations) -> Callable[[web.Applicati
         door = content.Content(database, store, content.Limits(
             max_upload_bytes=config.max_upload_size, min_free_bytes=config.min_free_space,
             versions_keep=config.versions_keep))
+        door.writability.share(read_only)
         trail = Audit(database, cache)
         cursors = Cursors(secret)
         app[DOMAIN] = Domain(
@@ -159,14 +163,17 @@ async def _sample(database: Database) -> None:
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-async def run_worker(config: Config, *, unix_socket: Path | None, generations: Path | None = None) -> None:
+async def run_worker(config: Config, *, unix_socket: Path | None, generations: Path | None = None,
+                     shared: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then let what is under way end.
 
     With a `unix_socket` nginx is in front of it; without, the worker serves the public address by itself.
-    `generations`: the folder of the marks that all processes of this machine share.
+    `generations`: the folder of the marks that all processes of this machine share.  `shared`: the open file of the
+    memory in which its workers tell each other that the disk fails.
     """
     logs.configure(config.log_level)
-    runner = Runner(build(config, behind_nginx=unix_socket is not None, generations=generations), access_log=None,
+    runner = Runner(build(config, behind_nginx=unix_socket is not None, generations=generations,
+                          read_only=SharedFlag(shared)), access_log=None,
                     keepalive_timeout=KEEPALIVE_SECONDS if unix_socket else DIRECT_KEEPALIVE_SECONDS,
                     auto_decompress=False, read_bufsize=2**17, max_line_size=32768, max_field_size=16384,
                     shutdown_timeout=DRAIN_SECONDS)

@@ -2,7 +2,8 @@
 
 An fsync that failed is never tried again, and its copy is dropped: after that the kernel may say that all is well
 although bytes are lost.  So what a failing disk said last about older uploads does not count either; only a new write
-that it forces to the disk ends the time of reading.  Each worker judges by itself, and a start judges anew.
+that it forces to the disk ends the time of reading.  What one worker has found out counts for all, by a flag in memory:
+nothing is written to the disk that fails.  A start of the service judges anew, that of a single worker does not.
 """
 
 import asyncio
@@ -16,12 +17,14 @@ from contextlib import contextmanager
 import structlog
 
 from service import metrics
+from service.cache.shared import SharedFlag
 from service.errors import DiskFailed, ReadOnly
 from service.storage.base import BlobStore
 
 MAX_FAILURES = 3
 WINDOW_SECONDS = 60.0
 PROBE_SECONDS = 10.0
+SHOW_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -32,16 +35,21 @@ class Writability:
     def __init__(self, store: BlobStore) -> None:
         self._store = store
         self._failed_at: deque[float] = deque()
-        self._is_read_only = False
+        self._flag = SharedFlag()
+
+    def share(self, flag: SharedFlag) -> None:
+        """Judge together with all who have this flag; before anything is stored."""
+        self._flag = flag
+        self._show()
 
     @property
     def is_read_only(self) -> bool:
-        """Whether uploads are refused."""
-        return self._is_read_only
+        """Whether uploads are refused, whoever found out why."""
+        return bool(self._flag)
 
     def check(self) -> None:
         """Raise ReadOnly while nothing is to be written."""
-        if self._is_read_only:
+        if self.is_read_only:
             raise ReadOnly(retry_after_seconds=int(PROBE_SECONDS))
 
     def found_read_only(self) -> None:
@@ -70,17 +78,25 @@ class Writability:
             self._begin(str(error.__cause__))
 
     def _begin(self, reason: str) -> None:
-        if not self._is_read_only:
-            self._is_read_only = True
-            metrics.READ_ONLY.labels("uploads").set(1)
+        if not self.is_read_only:
+            self._flag.set(True)
+            self._show()
             log.error("read_only_begins", reason=reason)
 
+    def _show(self) -> None:
+        metrics.READ_ONLY.labels("uploads").set(self.is_read_only)
+
     async def watch(self) -> None:
-        """Try the disk again and again while it is not trusted; returns never."""
+        """Try the disk again and again while it is not trusted, and show what others found out; returns never."""
+        tried_at = time.monotonic()
         while True:
-            await asyncio.sleep(PROBE_SECONDS)
-            if self._is_read_only:
+            await asyncio.sleep(min(SHOW_SECONDS, PROBE_SECONDS))
+            self._show()
+            if not self.is_read_only:
+                tried_at = time.monotonic()
+            elif time.monotonic() - tried_at >= PROBE_SECONDS:
                 await self.try_again()
+                tried_at = time.monotonic()
 
     async def try_again(self) -> None:
         """Trust the disk again if it takes a write."""
@@ -90,6 +106,6 @@ class Writability:
             log.error("read_only_goes_on", reason=str(error))
             return
         self._failed_at.clear()
-        self._is_read_only = False
-        metrics.READ_ONLY.labels("uploads").set(0)
+        self._flag.set(False)
+        self._show()
         log.warning("read_only_ends")

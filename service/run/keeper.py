@@ -40,6 +40,8 @@ class Child:
     output: Output | None = None
     """Where its stderr goes; None: where ours goes."""
     ready_seconds: float = 30
+    inherits: Sequence[int] = ()
+    """Open files of ours that it has too, under the same numbers."""
 
 
 class Keeper:
@@ -68,7 +70,8 @@ class Keeper:
             *processes.launch_command(command, on_parent_death=self.child.on_supervisor_death,
                                       identity=self.child.identity),
             stdin=asyncio.subprocess.DEVNULL, stdout=stderr, stderr=stderr, cwd=folder,
-            env=dict(self.child.environment), start_new_session=True)  # a Ctrl-C in the terminal reaches only us
+            env=dict(self.child.environment), pass_fds=self.child.inherits,
+            start_new_session=True)  # a Ctrl-C in the terminal reaches only us
         if output and log is not None and stderr is not None:
             os.close(stderr)
             self._reader = asyncio.create_task(self._read(log, output))

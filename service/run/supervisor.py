@@ -22,6 +22,7 @@ import psycopg
 from pydantic import SecretStr
 
 from service import __version__, metrics
+from service.cache.shared import make_memory
 from service.config import PREFIX, Config
 from service.run import checks, folders, migrate, nginx, postgres, processes, programs
 from service.run.folders import Folders
@@ -174,7 +175,9 @@ class Supervisor:
 
     async def _start_workers(self, places: Folders) -> None:
         log = self._open_log(places, "service") if not self._containers else None
-        await asyncio.gather(*(self._add(self._worker_child(places, number, log))
+        shared = make_memory()
+        self._logs.callback(os.close, shared)
+        await asyncio.gather(*(self._add(self._worker_child(places, number, log, shared))
                                for number in range(self._config.workers)))
 
     async def _add(self, child: Child) -> None:
@@ -220,9 +223,9 @@ class Supervisor:
                      on_supervisor_death=signal.SIGINT, ready_seconds=postgres.RECOVERY_SECONDS,
                      output=Output("postgres", self._open_log(places, "postgres"), POSTGRES_TROUBLE))
 
-    def _worker_child(self, places: Folders, number: int, log: LogFile | None) -> Child:
+    def _worker_child(self, places: Folders, number: int, log: LogFile | None, shared: int) -> Child:
         socket = places.worker_socket(number) if self._nginx or self._containers else None
-        command = [sys.executable, "-P", "-m", "service", "worker", "--number", str(number),
+        command = [sys.executable, "-P", "-m", "service", "worker", "--number", str(number), "--shared", str(shared),
                    "--generations", str(places.memory / nginx.GENERATIONS),
                    *(["--socket", str(socket)] if socket else [])]
 
@@ -239,7 +242,7 @@ class Supervisor:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         environment |= {**self._config.to_environment(), "PYTHONPATH": str(PROJECT)}
         return Child(name=f"worker {number}", prepare=prepare, is_ready=is_ready, environment=environment,
-                     stop_steps=[(signal.SIGTERM, DRAIN_SECONDS)],
+                     stop_steps=[(signal.SIGTERM, DRAIN_SECONDS)], inherits=[shared],
                      # one that is started again may have to wait for the database
                      ready_seconds=postgres.RECOVERY_SECONDS,
                      output=Output(f"worker {number}", log, WORKER_TROUBLE) if log else None)

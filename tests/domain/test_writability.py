@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from service.cache.shared import SharedFlag, make_memory
 from service.db.instance import get_epoch
 from service.domain import writability
 from service.domain.archives import Archives
 from service.domain.content import Content
 from service.domain.places import Target
+from service.domain.writability import Writability
 from service.errors import DiskFailed, ReadOnly, ServiceError, StorageFull
 from service.model import Caller
 from service.storage.base import Room
@@ -153,6 +155,41 @@ async def test_disk_is_tried_again_by_itself(failing: Failing, monkeypatch: pyte
     await until(lambda: not failing.content.writability.is_read_only)
     assert not await failing.is_refused()
     watching.cancel()
+
+
+async def failure_that_another_worker_finds(failing: Failing, memory: int) -> None:
+    """It counts for this one, and ends with the other's first durable write."""
+    other = Content(failing.world.database, failing.content._store, failing.world.limits)
+    for content in (failing.content, other):
+        content.writability.share(SharedFlag(memory))
+    failing.content, mine = other, failing.content
+    await failing.fail("path.open", errno.EROFS)
+    assert await failing.is_refused()
+    failing.content = mine
+    assert await failing.is_refused(), "a worker goes on writing to a disk that fails"
+    await other.writability.try_again()
+    assert not await failing.is_refused()
+    assert not other.writability.is_read_only
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    """What the supervisor gives to all workers."""
+    descriptor = make_memory()
+    yield descriptor
+    os.close(descriptor)
+
+
+async def test_failure_that_one_worker_finds_counts_for_all(failing: Failing, memory: int) -> None:
+    await failure_that_another_worker_finds(failing, memory)
+
+
+@pytest.mark.mutant("D5", "a failing disk is the secret of the worker that met it")
+async def test_failure_that_is_kept_to_oneself_is_caught(
+        failing: Failing, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Writability, "share", lambda self, flag: None)
+    with pytest.raises(AssertionError, match="a worker goes on writing"):
+        await failure_that_another_worker_finds(failing, memory)
 
 
 async def test_body_that_cannot_be_removed_does_not_hide_the_answer(

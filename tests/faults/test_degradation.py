@@ -216,8 +216,6 @@ async def test_disk_that_turns_read_only_ends_uploads_until_it_is_writable_again
                 replies = [await api.call("GET", "/readyz", expect=200) for _ in range(8)]
                 return {reply.json["status"] for reply in replies} == {"read_only"}
 
-            for _ in range(8):  # each worker finds out by itself
-                await api.put("/new", b"", expect=503)
             await until(say_so)
             await goes_on(api)
         began = time.monotonic()
