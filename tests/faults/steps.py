@@ -63,7 +63,8 @@ def chosen_points(points: list[Point], action: str, *, is_thorough: bool = False
     """Those of the points where this makes a difference, or, if it is to be thorough, all.
 
     A kill before a step leaves what a kill after the one before it leaves, and so does one after a step that only
-    looks.  A call to the kernel that fails has done nothing.
+    looks; a file that was only opened is as empty as one that was not forced.  A call to the kernel that fails has done
+    nothing.
     """
     if is_thorough:
         return [point for point in points if action == "kill" or not _is_done_call(point)]
@@ -71,7 +72,7 @@ def chosen_points(points: list[Point], action: str, *, is_thorough: bool = False
         return [point for point in points if not _is_done_call(point)]
     sites = find_sites()
     return [point for point in points if point.step.endswith(" after") and (
-        point.step.startswith("os.") or point.step.removesuffix(" after") in sites)]
+        point.step.startswith("os.") and point.step != "os.open after" or point.step.removesuffix(" after") in sites)]
 
 
 def _is_done_call(point: Point) -> bool:

@@ -6,10 +6,14 @@ the API, or beside it, that comes by it, or until it is said where its faults ar
 
 import os
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import pytest
 
+from service.db import blobs
 from service.run.postgres import EmbeddedPostgres
+from service.storage.local import LocalStore
 from tests import databases
 from tests.faults.changes import ACCOUNTS, BYTES, TREE, Bench, stack_with_steps
 from tests.faults.clients import Account
@@ -28,6 +32,23 @@ ELSEWHERE = {
     "checks.set_finished": UPKEEP, "damage.update_verified": UPKEEP, "damage.update_unverified": UPKEEP,
     "store.probe": "tests/domain/test_writability.py"}
 """Steps that are not swept, and where they are tried."""
+
+
+@pytest.mark.mutant("E11", "a step that changes something and that no fault is tried at")
+def test_new_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = find_sites()
+
+    async def shred(self: LocalStore) -> None:
+        """Nothing that any change comes by."""
+
+    monkeypatch.setattr(LocalStore, "shred", shred, raising=False)
+    source = "SHRED = 'DELETE FROM blobs'\nasync def shred(conn): await conn.execute(SHRED)"
+    names: dict[str, Any] = {"__name__": blobs.__name__}
+    exec(source, names)
+    for name in ("SHRED", "shred"):
+        monkeypatch.setattr(blobs, name, names[name], raising=False)
+    assert find_sites() - before == {"store.shred", "blobs.shred"}
+    assert not {"store.shred", "blobs.shred"} & set(ELSEWHERE)
 
 
 async def test_every_step_that_changes_something_is_swept(
