@@ -77,6 +77,14 @@ async def test_damage_is_found_in_what_was_cloned(world: World, caller: Caller, 
     assert report.copied == FILES - 1
 
 
+@pytest.mark.mutant("B5", "a clone that nobody reads")
+async def test_clone_that_is_not_read_is_found_out(
+        world: World, caller: Caller, disk: LoopDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_compare", lambda blob, pieces: None)
+    with pytest.raises(AssertionError, match=r"assert \[\] == "):
+        await test_damage_is_found_in_what_was_cloned(world, caller, disk)
+
+
 async def test_clones_are_on_the_disk_when_the_backup_is_done(
         postgres: EmbeddedPostgres, disk: LoopDisk, recorder: Recorder) -> None:
     dsn = databases.make_shared(postgres, f"clones_{os.urandom(8).hex()}")
