@@ -9,6 +9,7 @@ from aiohttp import web
 from service import errors
 
 MEDIA_TYPE = "application/problem+json"
+NO_SUCH_ADDRESS = "There is no such address; /docs has them all."
 
 STATUS: dict[type[errors.ServiceError], int] = {
     errors.ServiceError: 500,
@@ -99,4 +100,4 @@ def from_aiohttp(error: web.HTTPException) -> tuple[errors.ServiceError, dict[st
     """The catalogue's error for one that aiohttp raised by itself, and the headers to keep."""
     kind = _OF_AIOHTTP.get(error.status, errors.BadRequest if error.status < 500 else errors.ServiceError)
     kept = {name: value for name, value in error.headers.items() if name == "Allow"}
-    return kind(), kept
+    return (kind(NO_SUCH_ADDRESS) if kind is errors.NotFound else kind()), kept

@@ -226,7 +226,7 @@ class Content:
             if version is not None and version != file.version:
                 found = await versions.get_numbered(conn, file.id, version)
                 if found is None:
-                    raise NotFound()
+                    raise no_such_version()
                 return Delivery(key=found.blob_key, name=file.name, content_type=found.content_type,
                                 size_bytes=found.size_bytes, sha256=found.sha256, etag=found.etag,
                                 modified_at=found.created_at)
@@ -260,6 +260,11 @@ def check_conditions(conditions: Conditions, etag: str | None) -> None:
 
 def _matches(tags: tuple[str, ...], etag: str | None) -> bool:
     return etag is not None and ("*" in tags or etag in tags)
+
+
+def no_such_version() -> NotFound:
+    """To raise for a file that is there."""
+    return NotFound("The file has no such version.", field="version")
 
 
 def etag_of(version_id: VersionId) -> str:

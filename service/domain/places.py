@@ -35,7 +35,7 @@ def naming(field: str) -> Iterator[None]:
     try:
         yield
     except ServiceError as error:
-        if error.field == "path":
+        if error.field == "path" or (error.field is None and isinstance(error, NotFound)):
             error.field = field
         raise
 

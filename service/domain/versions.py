@@ -3,10 +3,10 @@
 from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
 from service.domain.audit import record
-from service.domain.content import check_conditions, supersede
+from service.domain.content import check_conditions, no_such_version, supersede
 from service.domain.places import Place, get, get_locked
 from service.domain.requests import once
-from service.errors import Conflict, IsAFolder, NotFound
+from service.errors import Conflict, IsAFolder
 from service.model import Caller, Conditions, File, FileId, Folder, UserId, Version, VersionId, new_uuid
 
 BATCH = 100
@@ -35,7 +35,7 @@ class Versions:
             file = _as_file(await get_locked(conn, caller.user_id, place))
             wanted = await versions.get_numbered(conn, file.id, number)
             if wanted is None:
-                raise NotFound()
+                raise no_such_version()
             head = await versions.get_version(conn, file.version_id)
             check_conditions(conditions, head.etag)
             new_id = VersionId(new_uuid())
@@ -61,7 +61,7 @@ class Versions:
             else:
                 found = await versions.get_numbered(conn, file.id, number)
                 if found is None:
-                    raise NotFound()
+                    raise no_such_version()
                 if found.is_current:
                     raise Conflict("This is the current version; delete the file instead.", field="version")
                 pruned = await versions.delete_numbered(conn, file.id, number)

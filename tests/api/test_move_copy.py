@@ -111,7 +111,7 @@ async def test_a_copy_lives_on_its_own(api: Api) -> None:
     ("/dir", "/dir/sub", False, 409, "conflict", "to"),
     ("/", "/x", False, 422, "invalid_path", "from"),
     ("/", "/", True, 422, "invalid_path", "from"),
-    ("/nothing", "/x", False, 404, "not_found", None),
+    ("/nothing", "/x", False, 404, "not_found", "from"),
     ("/f", "/g/x", False, 409, "not_a_folder", "to"),
     ("/f", "/g/", True, 409, "not_a_folder", "to"),
     ("/dir", "/g/x/y", False, 409, "not_a_folder", "to"),
@@ -179,9 +179,9 @@ async def test_another_account_has_nothing_here(api: Api, other_account: OtherAc
     folder = await stranger.info("/theirs")
     await api.put("/a", b"x")
     for source in (theirs["id"], folder["id"]):
-        assert (await change(api, action, source, "/b", 404)).code == "not_found"
+        assert (await change(api, action, source, "/b", 404)).json["field"] == "from"
     for to in (theirs["id"], folder["id"]):
-        assert (await change(api, action, "/a", to, 404)).code == "not_found"
+        assert (await change(api, action, "/a", to, 404)).json["field"] == "to"
 
 
 @pytest.mark.parametrize("body", [

@@ -20,7 +20,8 @@ async def test_overwritten_content_can_be_listed_and_downloaded(api: Api) -> Non
         reply = await api.call("GET", f"/file/download?path=/a.txt&version={number}", expect=200)
         assert reply.body == body
         assert reply.headers["ETag"] == found[3 - number]["etag"]
-    await api.call("GET", "/file/download?path=/a.txt&version=4", expect=404)
+    missing = (await api.call("GET", "/file/download?path=/a.txt&version=4", expect=404)).json
+    assert (missing["field"], missing["detail"]) == ("version", "The file has no such version.")
     for bad in ("0", "x", "-1", "99999999999999999999"):
         assert (await api.call("GET", f"/file/download?path=/a.txt&version={bad}")).code == "invalid_field"
     usage = await api.usage()

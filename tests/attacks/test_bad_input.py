@@ -292,6 +292,7 @@ async def test_methods_and_addresses_that_are_not_there_are_told_so(api: Api) ->
             assert answer.status in (400, 401, 404, 405, 415), (line, answer)
             assert answer.code in ("bad_request", "unauthenticated", "not_found", "method_not_allowed",
                                    "unsupported_media_type")
+            assert b"for this account" not in answer.body  # the address is wrong, not the path of a file
 
 
 # --- JSON of every route that takes some ---

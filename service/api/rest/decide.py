@@ -6,7 +6,7 @@ from aiohttp import web
 
 from service.api import delivery
 from service.api.auth import authenticate, bearer
-from service.api.errors import render_refusal, status_of
+from service.api.errors import NO_SUCH_ADDRESS, render_refusal, status_of
 from service.api.keys import BEHIND_NGINX, CALLER, DOMAIN, TRACE, Action
 from service.api.rest.files import decide_file
 from service.cache.generations import TTL_SECONDS
@@ -17,7 +17,7 @@ from service.errors import NotFound, ServiceError
 async def decide_download(request: web.Request) -> web.StreamResponse:
     """403 with X-Next, which is a file or a refusal, and with what the client is to be told there."""
     if not request.app[BEHIND_NGINX]:
-        raise NotFound()
+        raise NotFound(NO_SUCH_ADDRESS)
     trace = request[TRACE]
     method = request.headers.get("X-Original-Method", "")
     status = 200

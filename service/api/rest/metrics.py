@@ -5,6 +5,7 @@ import asyncio
 from aiohttp import web
 
 from service import metrics
+from service.api.errors import NO_SUCH_ADDRESS
 from service.api.keys import BEHIND_NGINX
 from service.api.rest.openapi import Answer, operation
 from service.errors import NotFound
@@ -18,6 +19,6 @@ from service.errors import NotFound
 async def show_metrics(request: web.Request) -> web.StreamResponse:
     """The numbers of all workers."""
     if not request.app[BEHIND_NGINX]:  # then the worker's address is the public one
-        raise NotFound()
+        raise NotFound(NO_SUCH_ADDRESS)
     text = await asyncio.get_running_loop().run_in_executor(None, metrics.render)
     return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE, "Cache-Control": "no-store"})

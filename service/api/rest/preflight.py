@@ -6,7 +6,7 @@ from aiohttp import web
 
 from service.api.auth import authenticate
 from service.api.body import announced_bytes
-from service.api.errors import from_aiohttp, render_refusal, status_of
+from service.api.errors import NO_SUCH_ADDRESS, from_aiohttp, render_refusal, status_of
 from service.api.keys import BEHIND_NGINX, CALLER, TRACE, Action, Trace
 from service.api.rest.files import admit_upload
 from service.api.rest.links import admit_link_upload
@@ -18,7 +18,7 @@ _ACTIONS = {"PUT": "upload_bytes", "POST": "upload_form", "DELETE": "delete_file
 async def ask_preflight(request: web.Request) -> web.StreamResponse:
     """403 with X-Next: where nginx takes the body, and X-Uploader; or a refusal, and what the client is to be told."""
     if not request.app[BEHIND_NGINX]:
-        raise NotFound()
+        raise NotFound(NO_SUCH_ADDRESS)
     method = request.headers.get("X-Original-Method", "")
     address = request.headers.get("X-Original-Uri", "")
     try:
