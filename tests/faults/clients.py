@@ -5,6 +5,7 @@ What a reader must find is known for every file that nobody is changing: `Reader
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -18,6 +19,7 @@ from tests.faults.ledger import Ledger, State, body_of, digest_of
 from tests.stack import Stack
 
 ANSWER_SECONDS = 90.0
+KEYED_TRIES = 100
 PAUSE_SECONDS = 0.05  # after an error, so that a service that is down is not asked all the time
 SIZES = (0, 1, 100, 4096, 20_000, 70_000, 300_000, 1_500_000)  # through memory, through the spool, more than one piece
 NO_ANSWER = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
@@ -71,6 +73,39 @@ class Account:
         """Store bytes."""
         return await self.change({path: digest_of(body)}, "PUT", f"/file?path={quote(path)}", data=body)
 
+    async def put_surely(self, path: str, body: bytes) -> Reply | None:
+        """Store bytes under a key, sent again until there is a clear answer or the patience is over."""
+        headers = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
+        number = self.ledger.begin({path: digest_of(body)})
+        self.ledger.note([path], f"PUT {path} with a key")
+        reply = None
+        for _ in range(KEYED_TRIES):
+            try:
+                reply = await self.api.call("PUT", f"/file?path={quote(path)}", data=body, headers=headers)
+            except NO_ANSWER as error:
+                self.ledger.note([path], repr(error))
+            else:
+                self.ledger.note([path], f"{reply.status} {reply.headers.get('X-Request-Id')}")
+                if reply.status < 300:
+                    self.ledger.acknowledge(number)
+                    break
+                if reply.status < 500 and reply.status != 409:  # 409: the first one is under way
+                    self.ledger.refuse(number, f"PUT {path} with a key: {reply.status} {reply.body[:300]!r}")
+                    break
+            await asyncio.sleep(PAUSE_SECONDS)
+        return reply
+
+    async def batch(self, moved: str, to: str, deleted: str) -> Reply | None:
+        """Move one file and delete another, both or neither."""
+        effect = {moved: None, to: self.ledger.known[moved], deleted: None}
+        return await self.change(effect, "POST", "/file/batch", json={
+            "operations": [{"op": "move", "from": moved, "to": to}, {"op": "delete", "path": deleted}]})
+
+    async def restore_version(self, path: str, version: int, digest: str) -> Reply | None:
+        """Make a former version the newest."""
+        return await self.change({path: digest}, "POST", "/file/versions/restore",
+                                 json={"path": path, "version": version})
+
     async def post(self, path: str, body: bytes) -> Reply | None:
         """Store bytes by a form."""
         form = aiohttp.FormData()
@@ -110,7 +145,8 @@ class Writer:
         self._trashed: dict[str, str] = {}
         self._steps: Mapping[str, Callable[[], Awaitable[Reply | None]]] = {
             "put": self._put, "post": self._post, "overwrite": self._overwrite, "delete": self._delete,
-            "move": self._move, "copy": self._copy, "restore": self._restore}
+            "move": self._move, "copy": self._copy, "restore": self._restore, "surely": self._put_surely,
+            "batch": self._batch, "version": self._restore_version}
 
     async def run(self, stop: asyncio.Event, *, pause_seconds: float = 0) -> None:
         """Until it is told to stop."""
@@ -122,11 +158,11 @@ class Writer:
 
     async def step(self) -> Reply | None:
         """One change."""
-        kind, = self._random.choices(list(self._steps), weights=(35, 10, 20, 15, 10, 10, 10))
+        kind, = self._random.choices(list(self._steps), weights=(30, 10, 20, 15, 10, 10, 10, 5, 5, 5))
         count = len(self._own())
         if count >= self._max_files:
             kind = "delete"
-        elif not count or kind == "restore" and not self._trashed:
+        elif not count or kind == "restore" and not self._trashed or kind == "batch" and count < 2:
             kind = "put"
         return await self._steps[kind]()
 
@@ -149,6 +185,25 @@ class Writer:
 
     async def _overwrite(self) -> Reply | None:
         return await self._account.put(self._random.choice(self._own()), self._body())
+
+    async def _put_surely(self) -> Reply | None:
+        return await self._account.put_surely(self._fresh(), self._body())
+
+    async def _batch(self) -> Reply | None:
+        moved, deleted = self._random.sample(self._own(), 2)
+        return await self._account.batch(moved, self._fresh(), deleted)
+
+    async def _restore_version(self) -> Reply | None:
+        """The oldest there is; the file may have only one."""
+        path = self._random.choice(self._own())
+        try:
+            reply = await self._account.api.call("GET", f"/file/versions?path={quote(path)}")
+        except NO_ANSWER:
+            return None
+        if reply.status != 200:
+            return reply
+        oldest = reply.json["versions"][-1]
+        return await self._account.restore_version(path, oldest["version"], oldest["sha256"])
 
     async def _delete(self) -> Reply | None:
         path = self._random.choice(self._own())

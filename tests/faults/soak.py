@@ -36,6 +36,7 @@ from tests.invariants import sweep, take_snapshot
 REPORT = Path(__file__).parents[2] / "build" / "soak.json"
 KILL_SECONDS = 20.0
 SWEEP_SECONDS = 45.0
+CHECK_SECONDS = 60.0
 PROBE_SECONDS = 0.1
 ACCOUNTS, WRITERS, READERS = 3, 2, 1
 MAX_FILES = 40
@@ -58,6 +59,8 @@ class Soak:
         self.recorder = Recorder()
         self.lines: dict[str, Line] = {name: self.recorder.line(f"kill {name}") for name in self._kills}
         self.sweeps = 0
+        self.checks = 0
+        self.false_alarms: list[str] = []
         self._redis_again: asyncio.Task[None] | None = None
 
     async def run(self, seconds: float) -> bool:
@@ -69,7 +72,7 @@ class Soak:
             work = [Writer(account, f"/w{number}", self._random.randrange(2**32), sizes=ALL_SIZES, max_files=MAX_FILES)
                     .run(self._stop, pause_seconds=PAUSE_SECONDS) for account in accounts for number in range(WRITERS)]
             work += [reader.run(self._stop, pause_seconds=PAUSE_SECONDS) for reader in readers]
-            tasks = [asyncio.create_task(each) for each in (*work, self._sweep())]
+            tasks = [asyncio.create_task(each) for each in (*work, self._sweep(), self._check())]
             await self._disturb(probe, time.monotonic() + seconds, tasks)
             self._stop.set()
             await asyncio.gather(*tasks, *([self._redis_again] if self._redis_again else []))
@@ -108,6 +111,19 @@ class Soak:
                 pass  # PostgreSQL is being killed just now; the last sweep has to succeed
             await asyncio.sleep(SWEEP_SECONDS)
 
+    async def _check(self) -> None:
+        """All is looked through while everybody works: nothing but bytes without a row may be found (I15)."""
+        while not self._stop.is_set():
+            await asyncio.sleep(CHECK_SECONDS)
+            _, said = await asyncio.to_thread(check, self._stack)
+            try:
+                is_well = only_strays(said)
+            except ValueError:
+                continue  # it has no report: PostgreSQL was killed meanwhile
+            self.checks += 1
+            if not is_well:
+                self.false_alarms.append(f"a check under load says: {said}")
+
     async def _finish(self, accounts: list[Account], readers: list[Reader]) -> bool:
         line = self.recorder.line("soak", "all together")
         line.injected = sum(each.injected for each in self.lines.values())
@@ -117,7 +133,7 @@ class Soak:
         line.lost += len(wrong)
         damage, words = await examine(accounts, self._stack.dsn, self._stack.root)
         line.add(damage)
-        wrong += words + [words for account in accounts for words in account.ledger.refused]
+        wrong += words + self.false_alarms + [words for account in accounts for words in account.ledger.refused]
         # a start removes what killed workers had in staging
         await asyncio.to_thread(self._stack.stop)
         await asyncio.to_thread(self._stack.start)
@@ -128,8 +144,8 @@ class Soak:
         strays = len(stray_blobs(await take_snapshot(self._stack.dsn, self._stack.root)))
         code, said = check(self._stack)
         line.note = (f"{sum(reader.looks for reader in readers)} looks, {sum(reader.unanswered for reader in readers)} "
-                     f"without an answer; {self.sweeps} sweeps with grace 0; {strays} files without a row; "
-                     f"check: exit code {code}")
+                     f"without an answer; {self.sweeps} sweeps with grace 0, {self.checks} checks; {strays} files "
+                     f"without a row; check: exit code {code}")
         print(self.recorder.markdown(), *wrong, f"check --json: {said}", sep="\n", flush=True)
         self.recorder.write(REPORT)
         return not wrong and not damage and only_strays(said)
