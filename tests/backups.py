@@ -1,7 +1,6 @@
 """Backups and restores for tests: a world with something of everything in it, and what has to come back of it."""
 
 import asyncio
-import dataclasses
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +13,6 @@ import psycopg
 
 from service.config import Config
 from service.domain.backup import Backup, Report
-from service.domain.content import Content
 from service.names import split_path
 from service.run import backup
 from service.run.postgres import EmbeddedPostgres
@@ -35,7 +33,7 @@ SELECT id, 'upload', 'ok', E'/tab\\there\\\\N and "quotes"', '{"a": [1, null, "Ã
 
 async def fill(world: World) -> None:
     """Two accounts with files, former versions, trash, links, sessions, a trail, and garbage that waits for a sweep."""
-    world.content = Content(world.database, world.store, dataclasses.replace(world.limits, versions_keep=5))
+    world.keep_versions(5)
     for number in range(2):
         caller = await world.new_caller(quota_bytes=None if number else 10_000_000)
         await world.put(caller, "/empty")

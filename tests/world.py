@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -83,6 +83,10 @@ class World:
 
         await self.database.in_transaction(work)
         return Caller(user_id=user_id, session_id=SessionId(new_uuid()))
+
+    def keep_versions(self, count: int) -> None:
+        """From now on, so many former versions of each file."""
+        self.content = Content(self.database, self.store, replace(self.limits, versions_keep=count))
 
     def stage(self, data: bytes) -> Staged:
         """A body that has come in."""

@@ -1,6 +1,7 @@
 """Accounts, and what they hold."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import asyncpg
 
@@ -143,23 +144,37 @@ async def update_usage(conn: Connection, user_id: UserId, *, files_bytes: int = 
 
 
 UPDATE_USAGES = """
--- the same for new files of several accounts, which are locked in the order of their ids, so that two of these never
--- wait for each other
+-- the same for files of several accounts, which are locked in the order of their ids, so that two of these never wait
+-- for each other
 WITH charged AS MATERIALIZED (
-    SELECT users.id, bytes, count FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS charge (id, bytes, count)
+    SELECT users.id, added_files_bytes, added_versions_bytes, added_count
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[])
+        AS charge (id, added_files_bytes, added_versions_bytes, added_count)
     JOIN users ON users.id = charge.id ORDER BY users.id FOR NO KEY UPDATE OF users
 )
-UPDATE users SET files_bytes = files_bytes + bytes, file_count = file_count + count
+UPDATE users SET files_bytes = files_bytes + added_files_bytes, versions_bytes = versions_bytes + added_versions_bytes,
+    file_count = file_count + added_count
 FROM charged
 WHERE users.id = charged.id
-  AND (quota_bytes IS NULL OR files_bytes + versions_bytes + trash_bytes + bytes <= quota_bytes)
+  AND (added_files_bytes + added_versions_bytes <= 0 OR quota_bytes IS NULL
+       OR files_bytes + versions_bytes + trash_bytes + added_files_bytes + added_versions_bytes <= quota_bytes)
 RETURNING users.id
 """
 
 
-async def update_usages(conn: Connection, charges: Mapping[UserId, tuple[int, int]]) -> None:
-    """Add bytes and a number of files to what each account holds; raise QuotaExceeded if one has no room for it."""
-    rows = await conn.fetch(UPDATE_USAGES, list(charges), [size for size, _ in charges.values()],
-                            [count for _, count in charges.values()])
+@dataclass(slots=True, kw_only=True)
+class Charge:
+    """What is to be added to what an account holds, or taken from it."""
+
+    files_bytes: int = 0
+    versions_bytes: int = 0
+    file_count: int = 0
+
+
+async def update_usages(conn: Connection, charges: Mapping[UserId, Charge]) -> None:
+    """Add to (or take from) what each account holds; raise QuotaExceeded if one has no room for it."""
+    rows = await conn.fetch(
+        UPDATE_USAGES, list(charges), [charge.files_bytes for charge in charges.values()],
+        [charge.versions_bytes for charge in charges.values()], [charge.file_count for charge in charges.values()])
     if len(rows) < len(charges):
         raise QuotaExceeded()

@@ -1,6 +1,7 @@
 """Versions: what a file held and holds."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import asyncpg
 
@@ -79,36 +80,37 @@ async def update_replaced(conn: Connection, version_id: VersionId) -> None:
     await conn.execute(UPDATE_REPLACED, version_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Pruned:
     """What a deletion of former versions freed."""
 
-    blob_keys: list[BlobKey]
-    size_bytes: int
+    blob_keys: list[BlobKey] = field(default_factory=list)
+    size_bytes: int = 0
 
 
 DELETE_FORMER = """
--- former versions of a file but for the newest few
-WITH deleted AS (
-    DELETE FROM versions WHERE id IN (
-        SELECT id FROM versions WHERE file_id = $1 AND replaced_at IS NOT NULL ORDER BY number DESC OFFSET $2)
-    RETURNING blob_id
-)
-SELECT blob_id, size_bytes FROM deleted JOIN blobs ON blobs.id = blob_id
+-- former versions of files but for the newest few of each
+DELETE FROM versions WHERE id IN (
+    SELECT former.id FROM unnest($1::uuid[]) AS file (id)
+    CROSS JOIN LATERAL (SELECT versions.id FROM versions WHERE file_id = file.id AND replaced_at IS NOT NULL
+        ORDER BY number DESC OFFSET $2) AS former)
+RETURNING file_id, blob_id, blob_bytes
 """
 
 
-async def delete_former(conn: Connection, file_id: FileId, *, keep: int) -> Pruned:
-    """Forget all but the newest `keep` former versions; `blobs.release_blobs` and `users.update_usage` follow."""
-    return _pruned(await conn.fetch(DELETE_FORMER, file_id, keep))
+async def delete_former(conn: Connection, file_ids: Sequence[FileId], *, keep: int) -> Mapping[FileId, Pruned]:
+    """Forget all but the newest `keep` former versions of each; `blobs.release_blobs` and a charge follow."""
+    pruned: dict[FileId, Pruned] = {file_id: Pruned() for file_id in file_ids}
+    for row in await conn.fetch(DELETE_FORMER, file_ids, keep):
+        found = pruned[FileId(row["file_id"])]
+        found.blob_keys.append(BlobKey(row["blob_id"]))
+        found.size_bytes += row["blob_bytes"]
+    return pruned
 
 
 DELETE_NUMBERED = """
 -- one former version
-WITH deleted AS (
-    DELETE FROM versions WHERE file_id = $1 AND number = $2 AND replaced_at IS NOT NULL RETURNING blob_id
-)
-SELECT blob_id, size_bytes FROM deleted JOIN blobs ON blobs.id = blob_id
+DELETE FROM versions WHERE file_id = $1 AND number = $2 AND replaced_at IS NOT NULL RETURNING blob_id, blob_bytes
 """
 
 
@@ -132,10 +134,8 @@ async def list_files_with_old(conn: Connection, *, age_seconds: float, limit: in
 
 DELETE_OLD = """
 -- former versions of a file that were replaced too long ago
-WITH deleted AS (
-    DELETE FROM versions WHERE file_id = $1 AND replaced_at < now() - make_interval(secs => $2) RETURNING blob_id
-)
-SELECT blob_id, size_bytes FROM deleted JOIN blobs ON blobs.id = blob_id
+DELETE FROM versions WHERE file_id = $1 AND replaced_at < now() - make_interval(secs => $2)
+RETURNING blob_id, blob_bytes
 """
 
 
@@ -146,4 +146,4 @@ async def delete_old(conn: Connection, file_id: FileId, *, age_seconds: float) -
 
 def _pruned(rows: list[asyncpg.Record]) -> Pruned:
     return Pruned(blob_keys=[BlobKey(row["blob_id"]) for row in rows],
-                  size_bytes=sum(row["size_bytes"] for row in rows))
+                  size_bytes=sum(row["blob_bytes"] for row in rows))

@@ -15,7 +15,7 @@ import structlog
 from service import names
 from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
-from service.db.uploads import NewFile
+from service.db.uploads import Upload
 from service.domain import requests
 from service.domain.audit import current, record
 from service.domain.group_commit import GroupCommit
@@ -64,7 +64,7 @@ class Content:
         self._database = database
         self._store = store
         self._limits = limits
-        self._groups = GroupCommit(database)
+        self._groups = GroupCommit(database, keep=limits.versions_keep)
         self._commits: set[asyncio.Task[Stored]] = set()
         self.writability = Writability(store)
 
@@ -175,9 +175,9 @@ class Content:
     async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
                       conditions: Conditions, also: Also | None) -> Stored:
         if also is None and conditions == Conditions() and not requests.is_keyed():
-            wanted = _new_file(user_id, target, staged, content_type)
-            if wanted is not None and (file := await self._groups.store(wanted)) is not None:
-                return Stored(file=file, is_new=True)
+            upload = _for_group(user_id, target, staged, content_type)
+            if upload is not None and (file := await self._groups.store(upload)) is not None:
+                return Stored(file=file, is_new=file.version == 1)
         refused = False
 
         async def work(conn: Connection) -> Stored:
@@ -272,8 +272,8 @@ def etag_of(version_id: VersionId) -> str:
     return f'"{version_id.hex}"'
 
 
-def _new_file(user_id: UserId, target: Target, staged: Staged, content_type: str | None) -> NewFile | None:
-    """The upload as a new file, if it may be one: that is, if its folder is there and its name is free."""
+def _for_group(user_id: UserId, target: Target, staged: Staged, content_type: str | None) -> Upload | None:
+    """The upload as one of a group, if its target is the path of a file, whatever is there."""
     path = target.place
     if not isinstance(path, tuple) or target.never_replaces:
         return None
@@ -286,10 +286,10 @@ def _new_file(user_id: UserId, target: Target, staged: Staged, content_type: str
     elif target.in_folder or not path:
         return None
     source = current()
-    return NewFile(user_id=user_id, folder=path[:-1], name=path[-1], id=FileId(new_uuid()),
-                   version_id=VersionId(new_uuid()), staged=staged,
-                   content_type=content_type or names.media_type_of(path[-1]), session_id=source.session_id,
-                   network=source.network, request_id=source.request_id)
+    return Upload(user_id=user_id, folder=path[:-1], name=path[-1], file_id=FileId(new_uuid()),
+                  version_id=VersionId(new_uuid()), staged=staged,
+                  content_type=content_type or names.media_type_of(path[-1]), session_id=source.session_id,
+                  network=source.network, request_id=source.request_id)
 
 
 async def _write(conn: Connection, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
@@ -334,7 +334,7 @@ async def supersede(conn: Connection, user_id: UserId, file_id: FileId, old: Ver
     await versions.update_replaced(conn, old.id)
     kept_bytes = old.size_bytes
     for limit in (keep, 0):
-        pruned = await versions.delete_former(conn, file_id, keep=limit)
+        pruned = (await versions.delete_former(conn, [file_id], keep=limit))[file_id]
         await blobs.release_blobs(conn, pruned.blob_keys)
         kept_bytes -= pruned.size_bytes
         try:

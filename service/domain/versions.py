@@ -57,7 +57,7 @@ class Versions:
             await files.lock_tree_shared(conn, caller.user_id)
             file = _as_file(await get_locked(conn, caller.user_id, place))
             if number is None:
-                pruned = await versions.delete_former(conn, file.id, keep=0)
+                pruned = (await versions.delete_former(conn, [file.id], keep=0))[file.id]
             else:
                 found = await versions.get_numbered(conn, file.id, number)
                 if found is None:

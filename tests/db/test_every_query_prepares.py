@@ -87,8 +87,8 @@ def test_no_statement_is_put_together_from_pieces() -> None:
                 assert isinstance(node.args[0], ast.Name | ast.Constant), f"{module.__name__}: {node.lineno}"
 
 
-@pytest.mark.parametrize("query", [files.WALK, files.GET_BY_PATH, uploads.INSERT_FILES],
-                         ids=["WALK", "GET_BY_PATH", "INSERT_FILES"])
+@pytest.mark.parametrize("query", [files.WALK, files.GET_BY_PATH, uploads.PUT_FILES],
+                         ids=["WALK", "GET_BY_PATH", "PUT_FILES"])
 async def test_path_is_walked_by_an_index_before_anything_is_known_of_the_tables(
         template: Connection, query: str) -> None:
     """A plan is made early and kept: it must not be one that reads all there is."""

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -165,7 +164,7 @@ async def test_lost_bytes_are_reported_with_everybody_who_has_them(
     """Repairs touch no row that names them: the names, the versions and the history stay."""
     other = await world.new_caller()
     moves = Moves(world.database)
-    world.content._limits = replace(world.limits, versions_keep=5)
+    world.keep_versions(5)
     await world.put(caller, "/a/two", b"333")
     await moves.copy(caller, Change(source=("a", "b"), target=Target(place=("copy",))))
     await world.files.delete(caller, ("a",))

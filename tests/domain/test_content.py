@@ -106,13 +106,20 @@ async def test_version_that_is_brought_back_counts_as_a_change(dsn: str, tmp_pat
         await check_all(dsn, world.root)
 
 
+ALONE = Conditions(if_match=("*",))  # a transaction of its own
+IN_A_GROUP = Conditions()
+
+
+@pytest.mark.parametrize(("step", "slow_way", "fast_way"), [
+    ("files.walk before", ALONE, IN_A_GROUP), ("uploads.put_files before", IN_A_GROUP, ALONE)])
 async def test_overwrite_that_began_earlier_but_ended_later_has_the_later_time(
-        world: World, caller: Caller, failpoints: Failpoints) -> None:
+        world: World, caller: Caller, failpoints: Failpoints, step: str, slow_way: Conditions,
+        fast_way: Conditions) -> None:
     """A client that only knows Last-Modified must not be told "not modified" about the newer one."""
     await world.put(caller, "/a", b"1")
     failpoints.reset()
-    async with failpoints.paused("files.walk before", world.put(caller, "/a", b"slow")) as slow:
-        fast = (await world.put(caller, "/a", b"fast")).file
+    async with failpoints.paused(step, world.put(caller, "/a", b"slow", conditions=slow_way)) as slow:
+        fast = (await world.put(caller, "/a", b"fast", conditions=fast_way)).file
     later = (await slow).file
     assert (fast.version, later.version) == (2, 3)
     assert later.updated_at >= fast.updated_at

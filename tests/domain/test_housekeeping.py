@@ -173,17 +173,19 @@ async def test_file_without_a_row_is_never_removed_on_suspicion(world: World, ca
 
 async def test_upload_between_placement_and_commit_survives_every_sweep(
         world: World, caller: Caller, failpoints: Failpoints) -> None:
-    for step in ("store.place after", "blobs.insert_blob after", "users.update_usage after"):
+    steps = {"store.place after": "/a", "uploads.put_files after": "/a", "users.update_usages after": "/a",
+             "blobs.insert_blob after": "/new/a", "users.update_usage after": "/newer/a"}
+    for step, path in steps.items():
         failpoints.reset()
-        async with failpoints.paused(step, world.put(caller, "/a", step.encode())) as upload:
+        async with failpoints.paused(step, world.put(caller, path, step.encode())) as upload:
             for _ in range(3):
                 await world.housekeeping.sweep(grace_seconds=0)
         await upload
-        assert await world.get(caller, "/a") == step.encode()
+        assert await world.get(caller, path) == step.encode()
         await check_all(world.dsn, world.root)
 
 
-@pytest.mark.parametrize("step", ["uploads.insert_files before", "blobs.insert_blob before"])
+@pytest.mark.parametrize("step", ["uploads.put_files before", "blobs.insert_blob before"])
 async def test_upload_that_was_taken_for_garbage_is_refused_and_leaves_nothing(
         world: World, caller: Caller, failpoints: Failpoints, step: str) -> None:
     """A fence row under its key, however it came there: the insertion of the blob must lose."""

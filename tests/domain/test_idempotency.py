@@ -15,7 +15,6 @@ from service.db import blobs, files, outcomes, users
 from service.db import requests as request_rows
 from service.db.pool import Connection
 from service.domain import requests
-from service.domain.content import Content
 from service.domain.moves import Moves
 from service.domain.trash import Trash
 from service.errors import (
@@ -52,7 +51,7 @@ def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 async def test_change_that_is_asked_for_again_gets_its_answer_and_changes_nothing(world: World, name: str) -> None:
     act = CHANGES[name]
-    world.content = Content(world.database, world.store, replace(world.limits, versions_keep=9))
+    world.keep_versions(9)
     caller, other = await fill(world), await fill(world)
     first = await as_request("key", lambda: act(world, caller))
     after, blobs = await state(world, caller), world.blobs()

@@ -170,14 +170,14 @@ async def test_m7_quota_of_a_group_that_is_read_first_is_caught(
         world: World, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     together = asyncio.Barrier(2)
 
-    async def read_then_write(conn: Connection, charges: Mapping[UserId, tuple[int, int]]) -> None:
-        for user_id, (size_bytes, count) in charges.items():
+    async def read_then_write(conn: Connection, charges: Mapping[UserId, users.Charge]) -> None:
+        for user_id, charge in charges.items():
             usage = await users.get_usage(conn, user_id)
             await together.wait()  # the same moment
-            if usage.available_bytes is not None and size_bytes > usage.available_bytes:
+            if usage.available_bytes is not None and charge.files_bytes > usage.available_bytes:
                 raise QuotaExceeded()
             await conn.execute("UPDATE users SET files_bytes = files_bytes + $2, file_count = file_count + $3 "
-                               "WHERE id = $1", user_id, size_bytes, count)
+                               "WHERE id = $1", user_id, charge.files_bytes, charge.file_count)
 
     monkeypatch.setattr(users, "update_usages", read_then_write)
     with pytest.raises(AssertionError, match="2 uploads were taken where 1 fit"):
