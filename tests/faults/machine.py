@@ -70,6 +70,10 @@ class LoopDisk:
                     raise
                 time.sleep(0.05)
 
+    def discard(self) -> None:
+        """Its image, which many rounds have filled, is gone."""
+        self._image.unlink()
+
     def power_on(self) -> None:
         """After a cut: mount it again."""
         self.umount()
@@ -84,6 +88,7 @@ def loop_disk(folder: Path, kind: str) -> Iterator[LoopDisk]:
         yield disk
     finally:
         disk.umount()
+        disk.discard()
 
 
 def descendants(pid: int) -> list[int]:
