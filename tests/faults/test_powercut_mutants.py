@@ -47,10 +47,11 @@ async def cut_when_the_row_is_there(site: Site, account: Account) -> None:
     await upload
 
 
-CASES: list[tuple[str, Layout, Scenario, str]] = [
-    ("m1", "bytes", cut_after_the_answer, ""), ("m2", "bytes", cut_after_the_answer, ""),
-    ("m3", "bytes", cut_when_the_row_is_there, "slow_place"), ("m14", "postgres", cut_after_the_answer, "")]
-cases = pytest.mark.parametrize(("mutant", "layout", "scenario", "more"), [
+CASES: list[tuple[str, Layout, Scenario, str, str]] = [
+    ("m1", "bytes", cut_after_the_answer, "", "torn"), ("m2", "bytes", cut_after_the_answer, "", "dangling"),
+    ("m3", "bytes", cut_when_the_row_is_there, "slow_place", "dangling"),
+    ("m14", "postgres", cut_after_the_answer, "", "lost")]
+cases = pytest.mark.parametrize(("mutant", "layout", "scenario", "more", "harm"), [
     pytest.param(*case, id=case[0], marks=pytest.mark.mutant(case[0].upper(), what))
     for case, what in zip(CASES, ("no fsync of files", "no fsync of folders", "commit before placement",
                                   "synchronous_commit off"), strict=True)])
@@ -75,7 +76,7 @@ async def damage_of(site: Site, session: aiohttp.ClientSession, scenario: Scenar
 @cases
 async def test_mistake_is_caught_by_a_power_cut(
         tmp_path: Path, session: aiohttp.ClientSession, recorder: Recorder, kind: str, mutant: str, layout: Layout,
-        scenario: Scenario, more: str) -> None:
+        scenario: Scenario, more: str, harm: str) -> None:
     with open_site(tmp_path, kind, layout) as site:
         assert not await damage_of(site, session, scenario, more), "the service as it is does not pass"
         for number in range(TRIES):
@@ -83,5 +84,5 @@ async def test_mistake_is_caught_by_a_power_cut(
             damage = await damage_of(site, session, scenario, f"{more} {mutant}")
             if damage:
                 break
-    assert damage, f"{mutant} was not caught"
+    assert getattr(damage, harm), f"{mutant} was not caught by what it does: {damage}"
     recorder.line(f"mutant {mutant.upper()}", f"{kind}, {layout}", note=f"caught in round {number + 1}: {damage}")
