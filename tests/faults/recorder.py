@@ -86,6 +86,8 @@ class Recorder:
                 into.add(Damage(line.lost, line.torn, line.dangling))
                 if line.recovery_seconds is not None:
                     into.recovered(line.recovery_seconds)
+        if not sums:
+            return ""
         rows = [SUMMARY, ("---",) * len(SUMMARY)]
         for line in sorted(sums.values(), key=lambda line: (line.fault == TOTAL, line.fault)):
             fields = asdict(line)
