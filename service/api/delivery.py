@@ -247,8 +247,11 @@ async def respond_archive(request: web.Request, archives: Archives, plan: Plan) 
     await response.prepare(request)
     if request.method == "GET":
         pieces = archives.pieces(plan, first, length)
-        while piece := await archives.next_piece(pieces):
-            await response.write(piece)
+        try:
+            while piece := await archives.next_piece(pieces):
+                await response.write(piece)
+        finally:
+            del pieces  # if the client is gone: the error must not keep open what was being read
     await response.write_eof()
     return response
 

@@ -17,7 +17,6 @@ import asyncpg
 
 from service.__main__ import main
 from service.cache.generations import Generations
-from service.db.pool import Database
 from service.domain.content import Content
 from service.run import keeper, supervisor
 from service.run.keeper import Child
@@ -66,34 +65,6 @@ def m3() -> None:
     Content.store = commit_first  # type: ignore[method-assign]
 
 
-def m11() -> None:
-    """What a transaction gives is given before its COMMIT."""
-    in_transaction, tasks = Database.in_transaction, set()
-
-    async def answer_early(self: Database, work: Any) -> Any:
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        async def work_on(connection: Any) -> Any:
-            result = await work(connection)
-            if not answer.done():
-                answer.set_result(result)
-            await asyncio.sleep(0)
-            return result
-
-        def end(task: asyncio.Task[Any]) -> None:
-            tasks.discard(task)
-            error = task.exception()
-            if error is not None and not answer.done():
-                answer.set_exception(error)
-
-        task = asyncio.create_task(in_transaction(self, work_on))
-        tasks.add(task)
-        task.add_done_callback(end)
-        return await answer
-
-    Database.in_transaction = answer_early  # type: ignore[method-assign]
-
-
 def m13() -> None:
     """The mark of an account stays as it is, whatever changes (tests/api/test_decisions.py)."""
     async def renew(self: Generations, changed: Any) -> None:
@@ -125,7 +96,7 @@ def slow_place() -> None:
 
 
 WORDS: dict[str, Callable[[], None]] = {
-    "m1": m1, "m2": m2, "m3": m3, "m11": m11, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
+    "m1": m1, "m2": m2, "m3": m3, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
 
 
 def clock() -> list[str]:

@@ -199,11 +199,6 @@ async def test_storms_with_lost_commits_have_an_order(
 
 # --- mistakes of the service that the storms are there to find ---
 
-@pytest.mark.mutant("M11", "the answer before the commit")
-async def test_answers_before_the_commit_are_caught(tmp_path: Path) -> None:
-    await _catch(tmp_path, "m11", worker_killed)
-
-
 @pytest.mark.mutant("M14", "COMMIT that does not wait for the disk")
 async def test_commits_that_do_not_wait_for_the_disk_are_caught(tmp_path: Path) -> None:
     await _catch(tmp_path, "m14", postgres_restarted)
