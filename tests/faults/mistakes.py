@@ -6,10 +6,11 @@ Those that power cuts find are in faulty_service.py.  test_mistakes.py shows tha
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from service.api import body
 from service.cache.redis import RedisCache
 from service.db import blobs
 from service.db.pool import Connection, Database
@@ -54,6 +55,16 @@ def named_files() -> None:
         return await store(self, caller, target, staged, **more)
 
     Content.store = look_first  # type: ignore[method-assign]
+
+
+def collected_bodies() -> None:
+    """A body is collected in memory, then it is written."""
+    pieces_of = body.pieces_of
+
+    async def one_piece(request: Any) -> AsyncIterator[bytes]:
+        yield b"".join([piece async for piece in pieces_of(request)])
+
+    body.pieces_of = one_piece
 
 
 def own_clock() -> None:
@@ -109,7 +120,8 @@ def kept_bodies() -> None:
 
 
 OF_WORKERS: dict[str, Callable[[], None]] = {
-    mistake.__name__: mistake for mistake in (leaked_connection, strict_cache, surprised_by_limits, named_files)}
+    mistake.__name__: mistake
+    for mistake in (leaked_connection, strict_cache, surprised_by_limits, named_files, collected_bodies)}
 OF_SUPERVISOR: dict[str, Callable[[], None]] = {
     mistake.__name__: mistake for mistake in (kept_spool, kept_staging, kept_bodies)}
 OF_SWEEP: dict[str, Callable[[], None]] = {mistake.__name__: mistake for mistake in (own_clock, forgotten_first)}
