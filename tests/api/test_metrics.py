@@ -197,7 +197,7 @@ async def test_routes_are_templates_and_nothing_of_a_client_is_in_a_label(
         assert given.get("route", "unmatched") in templates
         assert given.get("method", "GET") in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
         assert set(given) <= {"route", "method", "status", "le", "direction", "by", "kind", "queue", "state", "result",
-                              "what", "outcome", "worker"}, name
+                              "what", "outcome", "worker", "of"}, name
     for secret in ("secret", api.username, api.token[:30], "BREW"):
         assert secret not in found.text
     assert found.sum("file_storage_requests_total", route="/auth/session/{id}", status="404") >= 1
