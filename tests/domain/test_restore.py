@@ -322,14 +322,13 @@ async def test_full_disk_is_one_sentence_and_the_next_try_goes_on(
     assert backups.bytes_below(root) == saved.blobs
 
 
-async def test_database_that_is_not_there_is_one_sentence(
-        saved: Saved, path: Path, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_database_that_is_not_there_is_one_sentence(saved: Saved, path: Path, root: Path) -> None:
     nowhere = "postgresql:///nothing?host=/nowhere"
-    assert await backups.restore(nowhere, root, saved.path) == 1
-    assert capfd.readouterr().err.startswith("error: the database cannot be reached: ")
+    with pytest.raises(StartError, match=r"\Athe database cannot be reached: .*\Z"):
+        await backups.restore(nowhere, root, saved.path)
     assert not (root / "MARKER").exists()
-    assert await asyncio.to_thread(command.backup, backups.config(nowhere, saved.root), path) == 1
-    assert capfd.readouterr().err.startswith("error: the database cannot be reached: ")
+    with pytest.raises(StartError, match=r"\Athe database cannot be reached: .*\Z"):
+        await asyncio.to_thread(command.backup, backups.config(nowhere, saved.root), path)
 
 
 async def test_damaged_blobs_are_named_and_all_others_restored(
