@@ -1,6 +1,7 @@
 """The whole service as a user starts it, for tests: `python -m service run` with its own data root and port."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 
 START_SECONDS = 60.0
 STOP_SECONDS = 45.0
+# of a blob that a test has cut short while it was being sent
+EXPECTED_MISTAKES = ("the blob is shorter than its row says",)
 
 
 def free_port() -> int:
@@ -89,12 +92,25 @@ class Stack:
             return False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it as Ctrl-C or a kill does; its exit code."""
+        """End it as Ctrl-C or a kill does; its exit code.
+
+        AssertionError if it has logged an exception in all its life: no request may come upon a mistake of the service.
+        """
         assert self.process is not None
         self.process.send_signal(number)
         code = self.process.wait(STOP_SECONDS)
         self.process = None
+        assert self.module != "service" or not (mistakes := self.mistakes()), "\n".join(mistakes)
         return code
+
+    def mistakes(self) -> list[str]:
+        """The exceptions that nobody has expected, with their stacks."""
+        try:
+            lines = [json.loads(line) for line in self.log_text.splitlines() if '"exception"' in line]
+        except FileNotFoundError:
+            return []  # it has logged nothing
+        found = [str(line["exception"]) for line in lines if line.get("level") == "error"]
+        return [text for text in found if not text.endswith(EXPECTED_MISTAKES)]
 
     @property
     def log_text(self) -> str:
