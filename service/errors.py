@@ -208,6 +208,8 @@ class Unavailable(ServiceError):
     """A part of the service cannot be reached; try again."""
 
     code = "unavailable"
+    nothing_committed = False
+    """Whether it is certain that nothing was committed: nobody has asked for that."""
 
 
 class OutcomeUnknown(Unavailable):

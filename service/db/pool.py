@@ -166,7 +166,8 @@ class Database:
 
         An error of COMMIT is looked into: what was committed is a success, what was not is done again if that was known
         at once.  Raises OutcomeUnknown if nobody can tell; a caller must not undo then what a committed transaction
-        would need.  After any other error nothing was committed.
+        would need.  After any other error nothing was committed; `nothing_committed` says that this follows from the
+        order of things, not from the word of a server that may have crashed.
 
         Before this returns, or raises, whoever remembers things about the accounts that the work has named with
         `mark_changed` is told: an error of COMMIT may mean that it took place.
@@ -193,6 +194,7 @@ class Database:
                     raise Unavailable("Too many changes at once; try again.", retry_after_seconds=1) from error
             except Unavailable as error:
                 if commit is None:
+                    error.nothing_committed = True
                     raise
                 if await self._was_committed(commit, error):
                     return result

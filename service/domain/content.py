@@ -174,36 +174,34 @@ class Content:
 
     async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
                       conditions: Conditions, also: Also | None) -> Stored:
+        """Write the rows.  Bytes that no row names, nor ever will, are removed."""
+        try:
+            stored = await self._write_rows(user_id, target, staged, content_type, conditions, also)
+        except ServiceError as error:
+            # if COMMIT was sent, a row may name the bytes after all: whatever was heard of it since then, they stay
+            if not isinstance(error, Unavailable) or error.nothing_committed:
+                await self._discard(staged.key)
+            raise
+        if stored.file.blob_key != staged.key:  # it was stored before, with other bytes of the same digest
+            await self._discard(staged.key)
+        return stored
+
+    async def _write_rows(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
+                          conditions: Conditions, also: Also | None) -> Stored:
         if also is None and conditions == Conditions() and not requests.is_keyed():
             upload = _for_group(user_id, target, staged, content_type)
             if upload is not None and (file := await self._groups.store(upload)) is not None:
                 return Stored(file=file, is_new=file.version == 1)
-        refused = False
 
         async def work(conn: Connection) -> Stored:
-            nonlocal refused
-            try:
-                stored = await _write(conn, user_id, target, staged, content_type, conditions,
-                                      keep=self._limits.versions_keep)
-                if also is not None:
-                    await also(conn)
-                return stored
-            except ServiceError:
-                refused = True
-                raise
+            stored = await _write(conn, user_id, target, staged, content_type, conditions,
+                                  keep=self._limits.versions_keep)
+            if also is not None:
+                await also(conn)
+            return stored
 
         requests.describe(target.place, target.in_folder, target.own_name, staged.sha256, content_type)
-        try:
-            stored = await requests.once(self._database, user_id, work)
-            if stored.file.blob_key != staged.key:  # it was stored before, with other bytes of the same digest
-                await self._discard(staged.key)
-            return stored
-        except ServiceError as error:
-            # Only a refusal of ours says for certain that nothing was committed.  After any other error the bytes stay:
-            # if a row does name them after all, they are there.
-            if refused or not isinstance(error, Unavailable):
-                await self._discard(staged.key)
-            raise
+        return await requests.once(self._database, user_id, work)
 
     async def _discard(self, key: BlobKey) -> None:
         """Remove bytes that no row names, nor ever will."""

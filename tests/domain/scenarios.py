@@ -13,7 +13,7 @@ from service.errors import OutcomeUnknown, QuotaExceeded
 from service.model import Caller, Conditions, File, VersionId, new_uuid
 from service.names import split_path
 from tests.domain.commit_proxy import Moment, open_proxy
-from tests.domain.failpoints import Action, Failpoints, Point, raise_refusal
+from tests.domain.failpoints import Action, Failpoints, Point, raise_surprise
 from tests.invariants import check_all
 from tests.world import Change, World, open_world
 
@@ -70,8 +70,8 @@ async def fault_at_every_step_of_an_upload(world: World, failpoints: Failpoints,
                 continue
             was_told = await run_fault(world, failpoints, path, point, action)
             faults += 1
-            # only a refusal, or an error before the placement, is known to have had no effect
-            is_known = action is raise_refusal and not point[0].startswith("store.")
+            # what is refused or lost before its COMMIT was sent, or before the placement, is known to have had no effect
+            is_known = action is not raise_surprise and not point[0].startswith("store.")
             strays += was_told and not (is_known or point[0] == "store.place before")
     failpoints.reset()
     await check_all(world.dsn, world.root, strays=strays)

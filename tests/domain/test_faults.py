@@ -58,9 +58,9 @@ async def test_backend_ended_just_before_the_commit_changes_nothing(
         await world.put(caller, path, NEW)
     assert caught.value.retry_after_seconds
     assert failpoints.was_hit and await world.listing(caller) == {}
-    await check_all(world.dsn, world.root, strays=1)
+    await check_all(world.dsn, world.root)
     await world.put(caller, path, NEW)
-    await check_all(world.dsn, world.root, strays=1)
+    await check_all(world.dsn, world.root)
 
 
 async def fill(world: World, path: str = "/folder") -> Caller:

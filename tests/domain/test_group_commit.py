@@ -141,7 +141,7 @@ async def test_lost_connection_is_unavailable_for_the_group_and_the_next_one_is_
     failpoints.arm(("uploads.put_files before", 1), raise_os_error)
     assert (await world.put(caller, "/a", b"x")).is_new  # by itself
     assert (await world.put(caller, "/b", b"x")).is_new
-    await check_all(world.dsn, world.root, strays=1)
+    await check_all(world.dsn, world.root)
 
 
 async def test_waiter_that_is_cancelled_keeps_nobody_from_storing(world: World, failpoints: Failpoints) -> None:
