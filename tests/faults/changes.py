@@ -168,10 +168,15 @@ async def purge(bench: Bench) -> Do:
 async def _trashed(bench: Bench) -> tuple[str, str]:
     path = await bench.there()
     digest = bench.account.ledger.known[path]
-    await bench.account.delete(path, permanent=False)
-    items = (await bench.account.api.call("GET", "/file/trash?limit=1", expect=200)).json["items"]
-    assert items[0]["path"] == path and digest is not None
-    return items[0]["id"], digest
+    assert digest is not None
+    reply = None
+    for _ in range(TRIES):
+        reply = await bench.account.delete(path, permanent=False)
+        items = (await bench.account.api.call("GET", "/file/trash?limit=1", expect=200)).json["items"]
+        if items and items[0]["path"] == path:
+            return items[0]["id"], digest
+        await asyncio.sleep(0.1)  # a worker that was killed is not back yet
+    raise AssertionError(f"a file does not get into the trash any more: {reply}")
 
 
 async def purge_trash(bench: Bench) -> Do:
