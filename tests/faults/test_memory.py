@@ -22,6 +22,8 @@ LARGE_BYTES = 2048 * MIB
 TOGETHER = 200
 BODY_BYTES = 4 * MIB
 PIECE = bytes(MIB)
+# else each thread reserves 64 MiB of addresses, whatever it needs of them
+FEW_ADDRESSES = {"MALLOC_ARENA_MAX": "2"}
 
 
 async def _zeros(size_bytes: int) -> AsyncIterator[bytes]:
@@ -76,7 +78,8 @@ async def test_uploads_larger_than_the_memory_of_a_worker(
     line = recorder.line(f"F12 workers with 1 GiB of addresses, {'behind' if nginx == 'auto' else 'without'} nginx",
                          "2 GiB in one file, then 200 at once")
     dsn = databases.make_shared(postgres, f"memory_{tmp_path.name}")
-    stack = FaultyStack(tmp_path / "data", {"DATABASE_URL": dsn, "NGINX": nginx, "UPLOADS_PER_ACCOUNT": "1000"})
+    stack = FaultyStack(tmp_path / "data", {"DATABASE_URL": dsn, "NGINX": nginx, "UPLOADS_PER_ACCOUNT": "1000"},
+                        variables=FEW_ADDRESSES)
     try:
         await asyncio.to_thread(stack.start)
         line.acknowledged, grown_bytes = await _stored_within(stack, session)
@@ -93,7 +96,7 @@ async def test_bodies_kept_in_memory_are_caught(
         postgres: EmbeddedPostgres, session: aiohttp.ClientSession, tmp_path: Path) -> None:
     dsn = databases.make_shared(postgres, f"memory_{tmp_path.name}")
     stack = FaultyStack(tmp_path / "data", {"DATABASE_URL": dsn, "NGINX": "off", "UPLOADS_PER_ACCOUNT": "1000"},
-                        faults="collected_bodies")
+                        faults="collected_bodies", variables=FEW_ADDRESSES)
     try:
         await asyncio.to_thread(stack.start)
         with pytest.raises(AssertionError, match="not all were stored|cut off|did not survive"):
