@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from service.storage.durable import make_folder
 
 MODE = 0o700
 MEMORY = "memory"
+CLAIM_TRIES, CLAIM_PAUSE_SECONDS = 11, 0.1
 # the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
 MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._ +@=-]+")
@@ -193,16 +195,30 @@ def _lock(root: Path) -> int:
         file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(root, error) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _is_taken_soon(file):
         holder = os.pread(file, 20, 0).decode("ascii", "replace").strip()
         os.close(file)
         raise InUse(f"the data root {root} is in use by another service (process {holder or 'unknown'}); "
-                    "choose another one with DATA_ROOT=") from None
+                    "choose another one with DATA_ROOT=")
     os.ftruncate(file, 0)
     os.pwrite(file, str(os.getpid()).encode(), 0)
     return file
+
+
+def _is_taken_soon(file: int) -> bool:
+    """Whether the claim is ours, at once or a moment later.
+
+    A service that was killed in the very moment in which it made a process leaves one that holds the claim until it
+    has begun its own program.
+    """
+    for tries_left in reversed(range(CLAIM_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(CLAIM_PAUSE_SECONDS)
+    return False
 
 
 def _unusable(root: Path, error: OSError) -> StartError:

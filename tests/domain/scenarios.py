@@ -70,7 +70,7 @@ async def fault_at_every_step_of_an_upload(world: World, failpoints: Failpoints,
                 continue
             was_told = await run_fault(world, failpoints, path, point, action)
             faults += 1
-            # what is refused or lost before its COMMIT was sent, or before the placement, is known to have had no effect
+            # what is refused or lost before its COMMIT was sent, or before the placement, has certainly had no effect
             is_known = action is not raise_surprise and not point[0].startswith("store.")
             strays += was_told and not (is_known or point[0] == "store.place before")
     failpoints.reset()
