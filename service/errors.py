@@ -209,7 +209,7 @@ class Unavailable(ServiceError):
 
     code = "unavailable"
     nothing_committed = False
-    """Whether it is certain that nothing was committed: nobody has asked for that."""
+    """Whether it is certain that nothing was committed, since no COMMIT was sent."""
 
 
 class OutcomeUnknown(Unavailable):

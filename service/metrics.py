@@ -91,6 +91,7 @@ def share(folder: Path, worker: int) -> None:
         finally:
             os.close(descriptor)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # the library takes it from nowhere else
+    # the library has no types here
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
     _shared, _worker = folder, str(worker)
 
@@ -104,6 +105,7 @@ def render() -> bytes:
 
 def _registry(folder: Path) -> CollectorRegistry:
     registry = CollectorRegistry()
+    # nor here
     MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
     return registry
 

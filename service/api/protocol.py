@@ -35,6 +35,7 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
+    # as aiohttp declares its own, whose types are not public
     def __init__(self, handler, *, behind_nginx: bool, **kwargs) -> None:  # type: ignore[no-untyped-def]
         super().__init__(handler, **kwargs)
         self.behind_nginx = behind_nginx
@@ -51,6 +52,7 @@ class _Protocol(web.RequestHandler):
 
     __slots__ = ("_begin", "_behind_nginx", "_look", "_moved_at", "_unsent_bytes")
 
+    # the same
     def __init__(self, manager: _Server, **kwargs) -> None:  # type: ignore[no-untyped-def]
         super().__init__(manager, **kwargs)
         self._begin = b""

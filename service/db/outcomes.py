@@ -58,6 +58,7 @@ class Session(_Connection):
         """What asyncpg's `fetch`, `fetchrow`, `fetchval` and `fetchmany` have in common."""
         self.asked_at = time.monotonic()
         try:
+            # the types of asyncpg leave out what is not public
             found = await super()._execute(*args, **kwargs)  # type: ignore[misc]
             self.heard_at = time.monotonic()
             return found
@@ -73,6 +74,7 @@ class Session(_Connection):
 
         self.asked_at = time.monotonic()
         try:
+            # not public either
             return await super()._copy_out(copy_stmt, take, timeout)  # type: ignore[misc]
         finally:
             self.asked_at = None

@@ -9,8 +9,8 @@ connection that waits, the question or the answer was lost on the way, and that 
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,15 +138,21 @@ class Watchdog:
         if lost := self._find_lost([wait for wait in waiting if wait.backend_pid not in at_work]):
             await self._cut(lost, expire)
 
+    @asynccontextmanager
+    async def _new_connection(self) -> AsyncIterator[Any]:
+        """One that is none of the pool's; all that is done with it has to be over within `ANSWER_SECONDS`."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            connection = await asyncpg.connect(self._dsn)
+            try:
+                yield connection
+            finally:
+                connection.terminate()
+
     async def _ask(self, pids: Sequence[int]) -> Collection[int] | None:
         """Which backends are at work, all if that cannot be found out; None if the server says nothing at all."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                connection = await asyncpg.connect(self._dsn)
-                try:
-                    return await list_at_work(connection, pids) if pids else ()
-                finally:
-                    connection.terminate()
+            async with self._new_connection() as connection:
+                return await list_at_work(connection, pids) if pids else ()
         except (TimeoutError, ConnectionError, FileNotFoundError, BlockingIOError):
             return None  # the last one: so many wait for it that there is no room for another
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -176,12 +182,8 @@ class Watchdog:
             wait.connection.terminate()
         await expire()
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # then they end by their own time-outs
-            async with asyncio.timeout(ANSWER_SECONDS):
-                connection = await asyncpg.connect(self._dsn)
-                try:
-                    await end_idle(connection, list(doubtful))
-                finally:
-                    connection.terminate()
+            async with self._new_connection() as connection:
+                await end_idle(connection, list(doubtful))
 
     def _cut_all(self, *, is_silent: bool) -> None:
         """The server hangs or is gone: nobody waits any longer, neither for an answer nor for a connection."""

@@ -34,7 +34,7 @@ def make(root: Path) -> tuple[Path, int]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 (path / OWNER).write_bytes(os.fsencode(root))
-            except BaseException:
+            except BaseException:  # Ctrl-C too: while the file is open the folder counts as held
                 os.close(file)
                 raise
             return path, file

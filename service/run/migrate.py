@@ -33,6 +33,7 @@ class MigrationError(Exception):
     """The database cannot be brought to the schema of this version; the message is a sentence for the operator."""
 
 
+# yoyo comes without types
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     """yoyo's driver on any address that libpq understands, without its lock table."""
 

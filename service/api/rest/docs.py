@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 from aiohttp import web
 from marshmallow import fields
+# comes without types
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
 from service import errors

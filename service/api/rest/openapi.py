@@ -233,6 +233,7 @@ def _stand_in(described: Json) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         raise web.HTTPNotFound
 
+    # functions take any attribute, which their type does not say
     handler.__apispec__ = copy.deepcopy(described)  # type: ignore[attr-defined]
     return handler
 

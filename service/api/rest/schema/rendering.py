@@ -22,6 +22,7 @@ def load(schema: type[Schema], data: object) -> dict[str, Any]:
     try:
         return dict(schema().load(data))
     except ValidationError as error:
+        # marshmallow has no types here
         problems = _flatten(error.normalized_messages())  # type: ignore[no-untyped-call]
     field, detail = problems[0]
     if len(problems) > 1:
