@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 START_SECONDS = 60.0
 STOP_SECONDS = 45.0
@@ -70,7 +72,7 @@ class Stack:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FILE_STORAGE_")}
         return clean | {f"FILE_STORAGE_{name}": value for name, value in settings.items()}
 
-    def start(self) -> "Stack":
+    def start(self) -> Self:
         """Start and wait until it is ready; raise with its output if it does not become so."""
         output = self.root.parent / f"{self.root.name}.out"
         with output.open("ab") as file:
@@ -82,6 +84,15 @@ class Stack:
                 raise RuntimeError(f"the service did not start:\n{output.read_text(encoding='utf-8')}")
             time.sleep(0.05)
         return self
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        """Started for the context; whoever has stopped or killed it by then is not asked to do it again."""
+        try:
+            yield self.start()
+        finally:
+            if self.process is not None:
+                self.stop()
 
     def is_ready(self) -> bool:
         """Whether it answers and has all that it needs."""

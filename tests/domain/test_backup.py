@@ -256,14 +256,16 @@ async def test_damage_of_the_pool_is_found_and_mended_by_verify(world: World, ca
 
 async def test_full_disk_is_one_sentence_and_what_is_there_is_kept(
         world: World, caller: Caller, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[NamedBlob] = []
     copied: list[NamedBlob] = []
     real = copying.copy_blob
 
     def fill_up(blob: NamedBlob, source: Path, draft: Path, *more: Any) -> None:
-        if len(copied) >= 5:
+        begun.append(blob)
+        if len(begun) > 5:
             raise OSError(28, "No space left on device", str(draft))
-        copied.append(blob)
         real(blob, source, draft, *more)
+        copied.append(blob)  # not all that were begun: the one that fails stops those still under way
 
     monkeypatch.setattr("service.storage.backup.copy_blob", fill_up)
     with pytest.raises(BackupError, match=r"cannot be used: No space left on device.* of 12 blobs are there, and the"):

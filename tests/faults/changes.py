@@ -28,12 +28,8 @@ def stack_with_steps(folder: Path, *, faults: str = "", **settings: str) -> Iter
     stack = FaultyStack(
         folder / "data", {"WORKERS": str(WORKERS), "ACCESS_TOKEN_TTL": "86400", **settings},
         faults=f"steps {faults}", variables={"STEPS": str(folder / "steps")})
-    try:
-        stack.start()
+    with stack.running():
         yield stack
-    finally:
-        if stack.process is not None:
-            stack.stop()
 
 
 class Bench:

@@ -26,12 +26,8 @@ OFFSETS = ("+1d", "-1d")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
     """A service whose clock is right, at first."""
     found = FaultyStack(tmp_path_factory.mktemp("clocks") / "data")
-    try:
-        found.start()
+    with found.running():
         yield found
-    finally:
-        if found.process is not None:
-            found.stop()
 
 
 async def is_off(stack: FaultyStack, session: aiohttp.ClientSession) -> float:

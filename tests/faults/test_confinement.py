@@ -40,12 +40,8 @@ def stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FaultyStac
     """One worker, behind nginx or not, with a mistake or none."""
     nginx, faults = request.param
     found = FaultyStack(tmp_path / "data", {"WORKERS": "1", "NGINX": nginx}, faults=faults)
-    try:
-        found.start()
+    with found.running():
         yield found
-    finally:
-        if found.process is not None:
-            found.stop()
 
 
 @asynccontextmanager

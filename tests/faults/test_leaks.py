@@ -28,12 +28,8 @@ KINDS = ("blobs", "staging", "spool")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
     """A service to which nothing happens but requests."""
     stack = FaultyStack(tmp_path_factory.mktemp("leaks") / "data", {"ACCESS_TOKEN_TTL": "86400"})
-    try:
-        stack.start()
+    with stack.running():
         yield stack
-    finally:
-        if stack.process is not None:
-            stack.stop()
 
 
 def open_files(pids: list[int], root: Path) -> list[str]:

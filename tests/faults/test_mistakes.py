@@ -60,12 +60,8 @@ class Ground:
         """A running service."""
         stack = FaultyStack(root or self.folder / "data", {"DATABASE_URL": self.dsn, "WORKERS": "1", **settings},
                             faults=self.mistake)
-        try:
-            stack.start()
+        with stack.running():
             yield stack
-        finally:
-            if stack.process is not None:
-                stack.stop()
 
 
 Scenario = Callable[[Ground], Awaitable[None]]

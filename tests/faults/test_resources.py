@@ -140,12 +140,8 @@ def short_stack() -> Iterator[FaultyStack]:
     """A service that will lack something."""
     with tempfile.TemporaryDirectory(prefix="short-") as folder:
         stack = FaultyStack(Path(folder) / "data", {"ACCESS_TOKEN_TTL": "86400"})
-        try:
-            stack.start()
+        with stack.running():
             yield stack
-        finally:
-            if stack.process is not None:
-                stack.stop()
 
 
 def _limit_files(pids: list[int], spare: int | None) -> None:

@@ -32,12 +32,8 @@ def stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FaultyStac
     """A service; the parameter is a mistake in how its nginx is set up."""
     found = FaultyStack(tmp_path / "data", {"ACCESS_TOKEN_TTL": "86400"}, module="tests.faults.faulty_nginx",
                         variables={"NGINX_MISTAKE": getattr(request, "param", "daemon off;=>daemon off;")})
-    try:
-        found.start()
+    with found.running():
         yield found
-    finally:
-        if found.process is not None:
-            found.stop()
 
 
 class SlowClients:

@@ -74,12 +74,8 @@ def test_judge_of_histories(history: list[Operation], is_legal: bool) -> None:
 def calm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
     """A service to which nothing happens but requests."""
     stack = FaultyStack(tmp_path_factory.mktemp("storm") / "data", {"ACCESS_TOKEN_TTL": "86400"})
-    try:
-        stack.start()
+    with stack.running():
         yield stack
-    finally:
-        if stack.process is not None:
-            stack.stop()
 
 
 @pytest.mark.parametrize("is_swept", [False, True], ids=["F16", "F18"])

@@ -113,11 +113,8 @@ PROXIED: list[Fault] = [cut_before_commit, cut_after_commit]
 def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """As `make run` starts it."""
     stack = FaultyStack(tmp_path_factory.mktemp("killed") / "data", dict(SETTINGS))
-    try:
-        yield Site(stack.start())  # type: ignore[arg-type]
-    finally:
-        if stack.process is not None:
-            stack.stop()
+    with stack.running():
+        yield Site(stack)
 
 
 @pytest.fixture

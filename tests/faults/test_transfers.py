@@ -33,12 +33,8 @@ SHARES = (0, 1, 50, 99, 100)  # per cent of a body
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
     """A service of their own."""
     found = FaultyStack(tmp_path_factory.mktemp("transfers") / "data", {"ACCESS_TOKEN_TTL": "86400"})
-    try:
-        found.start()
+    with found.running():
         yield found
-    finally:
-        if found.process is not None:
-            found.stop()
 
 
 def reload_nginx(stack: FaultyStack) -> None:
@@ -236,12 +232,8 @@ def mistaken_stack(folder: Path, mistake: str) -> Iterator[FaultyStack]:
     """A service whose nginx is set up otherwise."""
     found = FaultyStack(folder / "data", {"ACCESS_TOKEN_TTL": "86400"}, module="tests.faults.faulty_nginx",
                         variables={"NGINX_MISTAKE": mistake})
-    try:
-        found.start()
+    with found.running():
         yield found
-    finally:
-        if found.process is not None:
-            found.stop()
 
 
 @pytest.mark.mutant("N3", "bodies of clients that left stay in the spool")

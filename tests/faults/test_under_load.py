@@ -37,12 +37,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iter
     """One service for all of them, as `make run` starts it, with Redis."""
     stack = FaultyStack(tmp_path_factory.mktemp("load") / "data",
                         {"REDIS_URL": redis.url, "ACCESS_TOKEN_TTL": "86400"})
-    try:
-        stack.start()
+    with stack.running():
         yield stack
-    finally:
-        if stack.process is not None:
-            stack.stop()
 
 
 def postmaster(stack: FaultyStack) -> int:
