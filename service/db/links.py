@@ -144,7 +144,10 @@ def _child(row: asyncpg.Record) -> LinkChild:
 FIND_FREE_NAME = """
 -- the first of these names that nothing in the folder has
 SELECT wanted.name FROM unnest($2::text[]) WITH ORDINALITY AS wanted (name, position)
-WHERE NOT EXISTS (SELECT FROM files WHERE parent_id = $1 AND files.name = wanted.name AND deleted_at IS NULL)
+-- the limit keeps this from becoming a join, which is planned when nothing is known yet and then reads the whole folder
+LEFT JOIN LATERAL (SELECT id FROM files WHERE parent_id = $1 AND files.name = wanted.name AND deleted_at IS NULL
+    LIMIT 1) AS taken ON true
+WHERE taken.id IS NULL
 ORDER BY position LIMIT 1
 """
 
@@ -158,12 +161,12 @@ async def find_free_name(conn: Connection, folder_id: FileId, names: list[str]) 
 FIND_BELOW = """
 -- from a folder along the names; no name means "up" or "here", so there is no way out of the folder
 WITH RECURSIVE walk AS (
-    SELECT $1::uuid AS id, 0 AS depth
+    SELECT $1::uuid AS id, 0 AS depth, ($2::text[])[1] AS next_name
     UNION ALL
-    SELECT child.id, walk.depth + 1
+    SELECT child.id, walk.depth + 1, ($2::text[])[walk.depth + 2]
     FROM walk
-    JOIN files AS child ON child.parent_id = walk.id AND child.name = ($2::text[])[walk.depth + 1]
-        AND child.deleted_at IS NULL
+    CROSS JOIN LATERAL (SELECT id FROM files
+        WHERE parent_id = walk.id AND name = next_name AND deleted_at IS NULL LIMIT 1) AS child
     WHERE walk.depth < cardinality($2::text[])
 )
 SELECT id FROM walk WHERE depth = cardinality($2::text[])

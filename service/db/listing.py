@@ -159,12 +159,12 @@ def _row(row: asyncpg.Record) -> Row:
 LIST_FOLDERS_ON = """
 -- the folders on the way along some names, as far as they are there
 WITH RECURSIVE walk AS (
-    SELECT $1::uuid AS id, 0 AS depth
+    SELECT $1::uuid AS id, 0 AS depth, ($2::text[])[1] AS next_name
     UNION ALL
-    SELECT child.id, walk.depth + 1
+    SELECT child.id, walk.depth + 1, ($2::text[])[walk.depth + 2]
     FROM walk
-    JOIN files AS child ON child.parent_id = walk.id AND child.name = ($2::text[])[walk.depth + 1]
-        AND child.deleted_at IS NULL AND child.is_folder
+    CROSS JOIN LATERAL (SELECT id FROM files
+        WHERE parent_id = walk.id AND name = next_name AND deleted_at IS NULL AND is_folder LIMIT 1) AS child
     WHERE walk.depth < cardinality($2::text[])
 )
 SELECT id FROM walk ORDER BY depth

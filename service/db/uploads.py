@@ -71,13 +71,13 @@ WITH RECURSIVE wanted AS (
         AS wanted (user_id, folder, name, file_id, version_id, blob_id, size_bytes, sha256,
                    crc32, content_type, session_id, network, request_id)
 ), walk AS (
-    SELECT DISTINCT user_id, folder, names, user_id AS id, 0 AS depth FROM wanted
+    SELECT DISTINCT user_id, folder, names, user_id AS id, 0 AS depth, names[1] AS next_name FROM wanted
     UNION ALL
-    SELECT user_id, folder, names, child.id, depth + 1
+    SELECT user_id, folder, names, child.id, depth + 1, names[depth + 2]
     FROM walk
-    -- the limit keeps this from becoming a join, which is planned when nothing is known yet and then reads every file
-    CROSS JOIN LATERAL (SELECT id FROM files WHERE parent_id = walk.id AND name = names[depth + 1] AND is_folder
-        AND deleted_at IS NULL LIMIT 1) AS child
+    -- as in `files.WALK`
+    CROSS JOIN LATERAL (SELECT id FROM files
+        WHERE parent_id = walk.id AND name = next_name AND is_folder AND deleted_at IS NULL LIMIT 1) AS child
     WHERE depth < cardinality(names)
 ), found AS MATERIALIZED (
     SELECT wanted.*, walk.id AS parent_id, taken.id AS taken_id

@@ -13,7 +13,6 @@ import asyncpg
 import pytest
 
 import service.db
-from service.db import files, uploads
 from service.db.pool import Connection
 from service.run.postgres import EmbeddedPostgres
 
@@ -87,17 +86,23 @@ def test_no_statement_is_put_together_from_pieces() -> None:
                 assert isinstance(node.args[0], ast.Name | ast.Constant), f"{module.__name__}: {node.lineno}"
 
 
-@pytest.mark.parametrize("query", [files.WALK, files.GET_BY_PATH, uploads.PUT_FILES],
-                         ids=["WALK", "GET_BY_PATH", "PUT_FILES"])
-async def test_path_is_walked_by_an_index_before_anything_is_known_of_the_tables(
-        template: Connection, query: str) -> None:
-    """A plan is made early and kept: it must not be one that reads all there is."""
+NAMED = [(module, name) for module, name in QUERIES
+         if re.search(r"FROM files\b.*\bname = ", getattr(module, name), re.DOTALL)]
+
+
+@pytest.mark.parametrize(("module", "name"), NAMED, ids=[name for _, name in NAMED])
+async def test_name_is_found_by_an_index_before_anything_is_known_of_the_tables(
+        template: Connection, module: ModuleType, name: str) -> None:
+    """A plan is made early and kept: it must not be one that reads all there is, or all that is in the folder."""
+    query = getattr(module, name)
     async with template.transaction():
         await template.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        await template.execute(f"PREPARE walk AS {query}")
+        await template.execute(f"PREPARE lookup AS {query}")
         nulls = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", query))))
-        plan = await template.fetch(f"EXPLAIN EXECUTE walk ({nulls})")
-        await template.execute("DEALLOCATE walk")
+        plan = await template.fetch(f"EXPLAIN EXECUTE lookup ({nulls})")
+        await template.execute("DEALLOCATE lookup")
     text = "\n".join(row[0] for row in plan)
     scans = re.findall(r"(?:using \S+ on files|Scan on files).*\n(.*)", text)
-    assert len(scans) >= 1 and all(re.search(r"Index Cond: \(\(?(?:parent_id|id) = ", line) for line in scans), text
+    assert len(scans) >= 1, text
+    for line in scans:
+        assert re.search(r"Index Cond: \(\(?(?:parent_id = .* AND \(\(?name\)?(?:::text)? = |id = )", line), text
