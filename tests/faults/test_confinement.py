@@ -28,8 +28,9 @@ UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # below the data root
 OWN = re.compile(rf"/?|/MARKER|/blobs(/[0-9a-f]{{2}}(/{UUID})?)?|/staging(/{UUID})?|/quarantine(/{UUID})?"
                  r"|/spool(/[\w-]+(/body(/\d+){0,2}(/\d+)?)?)?|/log(/[\w.-]+)?|/run(/[\w./-]+)?")
-# what programs ask for by themselves, whatever is sent
-OTHERS = re.compile(r"/proc/(self|\d+)/[\w/]+|/etc/(localtime|hosts|resolv\.conf|nsswitch\.conf|host\.conf)"
+# what programs ask for by themselves, whatever is sent; overcommit_memory: the C library, when it gives memory back
+OTHERS = re.compile(r"/proc/(self|\d+)/[\w/]+|/proc/sys/vm/overcommit_memory"
+                    r"|/etc/(localtime|hosts|resolv\.conf|nsswitch\.conf|host\.conf)"
                     r"|/dev/(u?random|null)|/sys/[\w/.-]+|/dev/shm/[\w./-]+|.*/\.(pgpass|postgresql/[\w.]+)")
 CALL = re.compile(r"\b(\w+)\((?:AT_FDCWD(?:<[^>]*>)?, |\d+(?:<([^>]*)>)?, )?\"((?:[^\"\\]|\\.)*)\"")
 SOURCE = re.compile(r".*\.(py|pyc|so|pth|pem|conf)|.*/(__pycache__|site-packages|dist-packages|lib-dynload)(/.*)?")
