@@ -114,6 +114,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("ended before it was done", file=sys.stderr)
         return 130
 
 

@@ -104,10 +104,10 @@ async def _purge(conn: Connection, user_id: UserId, item_id: FileId) -> bool:
     return True
 
 
-Path = tuple[str, ...]
+Names = tuple[str, ...]
 
 
-async def _old_place(conn: Connection, user_id: UserId, item: TrashItem) -> tuple[FileId, Path]:
+async def _old_place(conn: Connection, user_id: UserId, item: TrashItem) -> tuple[FileId, Names]:
     """Where the item was: its folder, and its path there under a name that is free; if not there, below the root."""
     try:
         return await _place_in(conn, item, *await _old_folder(conn, user_id, item))
@@ -115,14 +115,14 @@ async def _old_place(conn: Connection, user_id: UserId, item: TrashItem) -> tupl
         return await _place_in(conn, item, FileId(user_id), ())
 
 
-async def _place_in(conn: Connection, item: TrashItem, folder_id: FileId, folder: Path) -> tuple[FileId, Path]:
+async def _place_in(conn: Connection, item: TrashItem, folder_id: FileId, folder: Names) -> tuple[FileId, Names]:
     names.check_path((*folder, item.name))
     path = (*folder, await free_name(conn, folder_id, (*folder, item.name)))
     await _check_room(conn, item, path)
     return folder_id, path
 
 
-async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> tuple[FileId, Path]:
+async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> tuple[FileId, Names]:
     """Where the item was: the same folder, wherever that is now, or one made again, or the root."""
     if item.parent_id is not None:
         try:
@@ -139,7 +139,7 @@ async def _old_folder(conn: Connection, user_id: UserId, item: TrashItem) -> tup
 
 
 async def _new_place(conn: Connection, user_id: UserId, item: TrashItem, to: Place,
-                     in_folder: bool) -> tuple[FileId, Path]:
+                     in_folder: bool) -> tuple[FileId, Names]:
     """The folder and the path that a place means."""
     try:
         found = await get(conn, user_id, to)
@@ -158,7 +158,7 @@ async def _new_place(conn: Connection, user_id: UserId, item: TrashItem, to: Pla
     return found.id, path
 
 
-async def _check_room(conn: Connection, item: TrashItem, path: Path) -> None:
+async def _check_room(conn: Connection, item: TrashItem, path: Names) -> None:
     """Raise InvalidPath if something in the item, which may be a folder, would get too long a path."""
     if item.is_folder:
         await check_room_below(conn, item.id, names.split_path(item.path), path)

@@ -62,7 +62,8 @@ def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool 
     root = config.data_root.resolve()
     _keep_apart(root, path.resolve())
     read_marker(root)  # before anything is started there
-    with _opened(BackupFolder(path), BackupFolder.open_to_write) as folder, database.reached(config) as dsn:
+    with _opened(BackupFolder(path), BackupFolder.open_to_write) as folder, \
+            database.reached(config, gives_way=True) as dsn:
         postgres.check_server(dsn)
         migrations.check_applied(dsn)
         store = LocalStore(root)

@@ -43,7 +43,7 @@ def check(config: Config, *, reads: bool, repairs: bool, takes_many: bool, as_js
     logs.configure(config.log_level)
     try:
         _look_before(config)
-        with database.reached(config) as dsn:
+        with database.reached(config, gives_way=True) as dsn:
             migrations.check_applied(dsn)
             report = asyncio.run(_run(config, dsn, reads=reads, repairs=repairs, takes_many=takes_many))
     except (StartError, MigrationError, ServiceError, asyncpg.PostgresError, OSError) as error:

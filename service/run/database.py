@@ -9,13 +9,16 @@ from service.run.postgres import EmbeddedPostgres
 
 
 @contextmanager
-def reached(config: Config) -> Iterator[str]:
-    """The address of the database; the embedded one is started if it does not run."""
+def reached(config: Config, *, gives_way: bool = False) -> Iterator[str]:
+    """The address of the database; the embedded one is started if it does not run.
+
+    `gives_way`: a service that starts meanwhile ends this process, as Ctrl-C does, and does not refuse to start.
+    """
     if config.database_url:
         yield config.database_url.get_secret_value()
         return
     try:
-        with folders.claimed(config.data_root) as places:
+        with folders.claimed(config.data_root, gives_way=gives_way) as places:
             with EmbeddedPostgres(places.postgres, places.sockets) as server:
                 server.ensure_database()
                 yield server.dsn()

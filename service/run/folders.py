@@ -4,21 +4,24 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.run import memory
-from service.run.processes import StartError
+from service.run.processes import PROC, StartError
 from service.storage.durable import make_folder
 
 MODE = 0o700
 MEMORY = "memory"
 CLAIM_TRIES, CLAIM_PAUSE_SECONDS = 11, 0.1
+GIVE_WAY_TRIES = 400  # an embedded PostgreSQL may take 30 seconds to stop
+GIVES_WAY = "gives way"
 # the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
 MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._ +@=-]+")
@@ -172,13 +175,15 @@ def empty_staging(folders: Folders) -> None:
 
 
 @contextmanager
-def claimed(root: Path, *, containers: bool = False) -> Iterator[Folders]:
+def claimed(root: Path, *, containers: bool = False, gives_way: bool = False,
+            takes_over: bool = False) -> Iterator[Folders]:
     """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be.
 
-    `containers`: nginx runs in another one, where nothing is shared but the data root.
+    `containers`: nginx runs in another one, where nothing is shared but the data root.  Who `takes_over` ends a process
+    that `gives_way`, as Ctrl-C does: a service starts although somebody has begun to look through its data.
     """
     with ExitStack() as held:
-        held.callback(os.close, _lock(root))
+        held.callback(os.close, _lock(root, gives_way=gives_way, takes_over=takes_over))
         folders = _open_folders(root, held, containers=containers)
         yield folders
         if folders.sockets != folders.run:
@@ -188,30 +193,53 @@ def claimed(root: Path, *, containers: bool = False) -> Iterator[Folders]:
             _forget_memory(folders.run / MEMORY)
 
 
-def _lock(root: Path) -> int:
+def _lock(root: Path, *, gives_way: bool, takes_over: bool) -> int:
     """An open file that holds the claim; the kernel gives it up when the process ends, however it ends."""
     try:
         make_folder(root, MODE)
         file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(root, error) from None
-    if not _is_taken_soon(file):
-        holder = os.pread(file, 20, 0).decode("ascii", "replace").strip()
+    if not (_is_taken_soon(file, CLAIM_TRIES) or takes_over and _is_handed_over(file)):
+        holder, _ = _holder(file)
         os.close(file)
         raise InUse(f"the data root {root} is in use by another service (process {holder or 'unknown'}); "
                     "choose another one with DATA_ROOT=")
     os.ftruncate(file, 0)
-    os.pwrite(file, str(os.getpid()).encode(), 0)
+    os.pwrite(file, f"{os.getpid()} {GIVES_WAY if gives_way else ''}".encode(), 0)
     return file
 
 
-def _is_taken_soon(file: int) -> bool:
+def _holder(file: int) -> tuple[str, bool]:
+    """Whose the claim is, and whether he gives way."""
+    number, _, way = os.pread(file, 40, 0).decode("ascii", "replace").partition(" ")
+    return number, way == GIVES_WAY
+
+
+def _is_handed_over(file: int) -> bool:
+    """Whether the claim is ours after its holder was ended, who has said that he may be."""
+    holder, gives_way = _holder(file)
+    if not (gives_way and _has_open(holder, file)):
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(int(holder), signal.SIGINT)
+    return _is_taken_soon(file, GIVE_WAY_TRIES)
+
+
+def _has_open(process: str, file: int) -> bool:
+    """Whether it is a process that has opened this file: the number may be of another machine or of another time."""
+    with suppress(OSError):
+        return any(os.path.samestat(os.stat(opened), os.fstat(file)) for opened in (PROC / process / "fd").iterdir())
+    return False
+
+
+def _is_taken_soon(file: int, tries: int) -> bool:
     """Whether the claim is ours, at once or a moment later.
 
     A service that was killed in the very moment in which it made a process leaves one that holds the claim until it
     has begun its own program.
     """
-    for tries_left in reversed(range(CLAIM_TRIES)):
+    for tries_left in reversed(range(tries)):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

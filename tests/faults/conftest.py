@@ -5,7 +5,7 @@ What cannot be done here is an error, not a skip: a run that says nothing went w
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.clients import client_session
 from tests.faults.recorder import Recorder
+from tests.faults.sites import OwnPostgres, own_postgres
 
 REPORT = Path(__file__).parents[2] / "build" / "faults.json"
 RECORDER = Recorder()
@@ -55,3 +56,16 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """Connections of a client that sends nothing twice."""
     async with client_session() as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
+    """A PostgreSQL that may be stopped and killed, on the ordinary disk."""
+    with own_postgres(tmp_path_factory.mktemp("postgres")) as found:
+        yield found
+
+
+@pytest.fixture(params=["auto", "off"])
+def nginx(request: pytest.FixtureRequest) -> str:
+    """With nginx and without."""
+    return str(request.param)

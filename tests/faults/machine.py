@@ -125,3 +125,29 @@ def kill_tree(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
     assert processes.wait_until(lambda: not any(map(is_running, doomed)), UMOUNT_SECONDS), "processes that do not end"
+
+
+@contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[Path]:
+    """A small disk while the context lasts."""
+    folder.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", folder)
+    try:
+        yield folder
+    finally:
+        assert processes.wait_until(lambda: not _is_mounted(folder), 30), f"{folder} cannot be unmounted"
+
+
+def _is_mounted(folder: Path) -> bool:
+    return subprocess.run(["umount", folder], capture_output=True).returncode != 0
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """As a kernel leaves a disk that it does not trust."""
+    run("mount", "--bind", folder, folder)
+    try:
+        run("mount", "-o", "remount,bind,ro", folder)
+        yield
+    finally:
+        run("umount", "--lazy", folder)

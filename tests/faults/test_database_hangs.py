@@ -5,8 +5,7 @@ import functools
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -15,29 +14,14 @@ import pytest
 
 from service.run import processes
 from tests.client import PASSWORD, Api, Reply, new_account, until
-from tests.domain.commit_proxy import CommitProxy, open_proxy
+from tests.faults.degraded import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, through_proxy, timed
 from tests.faults.examine import check_invariants
 from tests.faults.recorder import Line, Recorder
-from tests.faults.sites import OwnPostgres, own_postgres
-from tests.faults.test_degradation import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, timed
-from tests.stack import Stack
+from tests.faults.sites import OwnPostgres
 
 DOWN_SECONDS = 5.0  # what is promised, and what a client measures
 PAUSE_SECONDS = 12.0
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
-    """On the ordinary disk."""
-    with own_postgres(tmp_path_factory.mktemp("postgres")) as found:
-        yield found
-
-
-@pytest.fixture(params=["auto", "off"])
-def nginx(request: pytest.FixtureRequest) -> str:
-    """With nginx and without."""
-    return str(request.param)
 
 
 def routes(api: Api, other: Api) -> dict[str, Ask]:
@@ -120,9 +104,9 @@ async def note_uploads_under_way(
 
 
 async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_back(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, nginx: str) -> None:
     line = recorder.line("F6 PostgreSQL hangs", f"SIGSTOP for {PAUSE_SECONDS:.0f} s, nginx {nginx}")
-    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
+    with running(tmp_path / "data", server, NGINX=nginx) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         await api.put("/key", b"key", headers={"Idempotency-Key": "sent-before"})
@@ -134,7 +118,7 @@ async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_b
             for size in (1000, 2 * 2**16):
                 asking.create_task(note_uploads_under_way(waits, api, stopped, stored, size=size))
             await asyncio.sleep(1)
-            processes.send(hanging := postgres.processes, signal.SIGSTOP)
+            processes.send(hanging := server.processes, signal.SIGSTOP)
             try:
                 stopped.set()
                 for what, ask in asks.items():
@@ -167,31 +151,13 @@ async def test_hanging_database_is_503_on_every_route_within_seconds_and_comes_b
 
 # --- the way to it: nothing arrives any more, and nobody is told ---
 
-@asynccontextmanager
-async def through_proxy(
-        postgres: OwnPostgres, root: Path, *, module: str = "service", **settings: str,
-) -> AsyncIterator[tuple[Stack, CommitProxy, str]]:
-    """A service whose workers reach the database by a proxy of this process, and the address that is not by it."""
-    postgres.server.ensure_database(name := f"files_{uuid.uuid4().hex}")
-    async with open_proxy(dsn := postgres.server.dsn(name)) as (proxy, address):
-        stack = Stack(root, {"DATABASE_URL": address, **settings}, module=module)
-        await asyncio.to_thread(stack.start)
-        output = root.parent / f"{root.name}.out"
-        await until(lambda: "Ctrl-C ends everything" in output.read_text(encoding="utf-8"), seconds=PATIENCE_SECONDS)
-        try:
-            yield stack, proxy, dsn
-        finally:
-            await proxy.end()  # what is lost is not waited for
-            await asyncio.to_thread(stack.stop)
-
-
 @pytest.mark.parametrize("also_new", [False, True], ids=["connections that there are", "new ones too"])
 async def test_lost_way_to_the_database_is_503_within_seconds(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path,
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path,
         also_new: bool) -> None:
     """As behind a firewall that has forgotten its connections, or that lets nothing through any more."""
     line = recorder.line("F7 way to PostgreSQL lost", "new connections too" if also_new else "all that there were")
-    async with through_proxy(postgres, tmp_path / "data") as (stack, proxy, dsn):
+    async with through_proxy(server, tmp_path / "data") as (stack, proxy, dsn):
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         await api.put("/key", b"key", headers={"Idempotency-Key": "sent-before"})
@@ -235,10 +201,10 @@ async def find_backend(dsn: str) -> int:
 
 
 async def test_killed_backends_are_answered_for_within_seconds(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path) -> None:
     """One process of the server is killed, and the server begins anew: uploads are stored, or not, and are told so."""
     line = recorder.line("F6 PostgreSQL's backend killed", "amid uploads")
-    with running(tmp_path / "data", postgres) as stack:
+    with running(tmp_path / "data", server) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         waits, over, stored = Waits(line), asyncio.Event(), set[str]()

@@ -4,8 +4,7 @@ import asyncio
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -13,59 +12,14 @@ import aiohttp
 import pytest
 
 from service.domain import writability
-from service.run import processes
 from tests.cache.conftest import RedisServer
-from tests.client import Api, Reply, is_tidy, new_account, until
-from tests.faults.examine import check_invariants
-from tests.faults.machine import descendants, run
+from tests.client import Api, is_tidy, new_account, until
+from tests.faults.degraded import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, timed
+from tests.faults.machine import descendants, read_only, tmpfs
 from tests.faults.recorder import Line, Recorder
-from tests.faults.sites import OwnPostgres, own_postgres
-from tests.stack import Stack
+from tests.faults.sites import OwnPostgres
 
-MIB = 2**20
 SLACK_SECONDS = 3.0  # of a machine that has other things to do
-PATIENCE_SECONDS = 60.0
-
-Ask = Callable[[], Awaitable[Reply]]
-
-
-@contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """A small disk while the context lasts."""
-    folder.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", folder)
-    try:
-        yield folder
-    finally:
-        run("umount", "--lazy", folder)
-
-
-@contextmanager
-def running(root: Path, postgres: OwnPostgres, **settings: str) -> Iterator[Stack]:
-    """A service with its bytes there."""
-    postgres.server.ensure_database(name := f"files_{time.monotonic_ns()}")
-    stack = Stack(root, {"DATABASE_URL": postgres.server.dsn(name), **settings}).start()
-    output = root.parent / f"{root.name}.out"
-    # ready is said by the first worker
-    assert processes.wait_until(lambda: "Ctrl-C ends everything" in output.read_text(encoding="utf-8"), 60)
-    try:
-        yield stack
-    finally:
-        if stack.process is not None:
-            stack.stop()
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
-    """On the ordinary disk."""
-    with own_postgres(tmp_path_factory.mktemp("postgres")) as found:
-        yield found
-
-
-@pytest.fixture(params=["auto", "off"])
-def nginx(request: pytest.FixtureRequest) -> str:
-    """With nginx and without."""
-    return str(request.param)
 
 
 async def make_upload_link(api: Api) -> str:
@@ -100,24 +54,6 @@ def uploads(api: Api, link: str, size_bytes: int) -> dict[str, Ask]:
     }
 
 
-async def goes_on(api: Api) -> None:
-    """Everything but uploads."""
-    assert (await api.get("/kept")).body == b"kept" * 1000
-    assert "/kept" in {file["path"] for file in await api.list()}
-    await api.call("GET", "/file/info?path=/kept", expect=200)
-    await api.call("POST", "/file/move", json={"from": "/kept", "to": "/moved"}, expect=200)
-    await api.call("POST", "/file/move", json={"from": "/moved", "to": "/kept"}, expect=200)
-    await api.call("POST", "/file/copy", json={"from": "/kept", "to": "/copy", "overwrite": True}, expect=201)
-    await api.delete("/copy")
-    await api.call("GET", "/readyz", expect=200)
-    await new_account(api.session, api.stack)
-
-
-async def is_sound(stack: Stack, line: Line) -> None:
-    """All invariants hold; an upload whose outcome was not known may have left its bytes."""
-    await check_invariants(stack.settings["DATABASE_URL"], stack.root, max_strays=line.injected)
-
-
 # --- F10: a full disk ---
 
 async def fill(api: Api, line: Line) -> list[str]:
@@ -134,10 +70,10 @@ async def fill(api: Api, line: Line) -> list[str]:
 
 
 async def test_full_disk_refuses_uploads_of_all_kinds_and_nothing_else(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, nginx: str) -> None:
     line = recorder.line("F10 disk full", f"tmpfs, nginx {nginx}")
     with tmpfs(tmp_path / "small", "size=48m") as disk, \
-            running(disk / "data", postgres, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
+            running(disk / "data", server, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         link = await make_upload_link(api)
@@ -157,10 +93,10 @@ async def test_full_disk_refuses_uploads_of_all_kinds_and_nothing_else(
 
 
 async def test_disk_without_inodes_refuses_uploads_and_nothing_else(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, nginx: str) -> None:
     line = recorder.line("F10 inodes full", f"tmpfs, nginx {nginx}")
     with tmpfs(tmp_path / "small", "size=64m,nr_inodes=500") as disk, \
-            running(disk / "data", postgres, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
+            running(disk / "data", server, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         link = await make_upload_link(api)
@@ -186,21 +122,10 @@ async def test_disk_without_inodes_refuses_uploads_and_nothing_else(
 
 # --- a disk that may not be written to ---
 
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """As a kernel leaves a disk that it does not trust."""
-    run("mount", "--bind", folder, folder)
-    try:
-        run("mount", "-o", "remount,bind,ro", folder)
-        yield
-    finally:
-        run("umount", "--lazy", folder)
-
-
 async def test_disk_that_turns_read_only_ends_uploads_until_it_is_writable_again(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, nginx: str) -> None:
     line = recorder.line("F2 disk read-only", f"bind mount, nginx {nginx}")
-    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
+    with running(tmp_path / "data", server, NGINX=nginx) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         link = await make_upload_link(api)
@@ -240,9 +165,9 @@ def limit_files(pids: list[int], most: int) -> list[tuple[int, tuple[int, int]]]
 
 
 async def test_few_open_files_are_refusals_and_nothing_dies(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, nginx: str) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, nginx: str) -> None:
     line = recorder.line("F11 few open files", f"prlimit, nginx {nginx}")
-    with running(tmp_path / "data", postgres, NGINX=nginx) as stack:
+    with running(tmp_path / "data", server, NGINX=nginx) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         assert stack.process is not None
@@ -281,13 +206,6 @@ async def test_few_open_files_are_refusals_and_nothing_dies(
 
 # --- F8: a cache that hangs ---
 
-async def timed(ask: Ask) -> tuple[Reply, float]:
-    """An answer, and how long it took."""
-    began = time.monotonic()
-    reply = await ask()
-    return reply, time.monotonic() - began
-
-
 def fill_redis(redis: RedisServer, most_bytes: int) -> None:
     """Its memory is full, or not."""
     redis.execute("CONFIG", "SET", "maxmemory", most_bytes)
@@ -302,12 +220,12 @@ TROUBLES: dict[str, tuple[Callable[[RedisServer], object], Callable[[RedisServer
 
 
 async def test_troubled_redis_is_not_noticed(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path,
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path,
         tmp_path_factory: pytest.TempPathFactory) -> None:
     redis = RedisServer("redis-server", tmp_path_factory.mktemp("redis"))
     redis.start()
     try:
-        with running(tmp_path / "data", postgres, REDIS_URL=redis.url) as stack:
+        with running(tmp_path / "data", server, REDIS_URL=redis.url) as stack:
             api = await new_account(session, stack)
             await api.put("/kept", b"kept" * 1000)
             for what, (begin, end) in TROUBLES.items():

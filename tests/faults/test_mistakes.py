@@ -26,9 +26,9 @@ from tests.faults.clients import Account
 from tests.faults.examine import examine, leftovers
 from tests.faults.faulty_service import clock
 from tests.faults.ledger import body_of
+from tests.faults.machine import tmpfs
 from tests.faults.recorder import Line
 from tests.faults.sites import FaultyStack
-from tests.faults.test_resources import tmpfs
 from tests.faults.test_steps import fault_at_every_step
 from tests.faults.test_steps_work import begin, faults_at
 from tests.faults.work import Sweep

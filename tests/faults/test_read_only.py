@@ -1,30 +1,22 @@
 """A disk that fails under one worker of several: all of them refuse uploads, say so, and begin again together (F2)."""
 
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
 from service.domain import writability
 from service.run import folders, processes
 from tests.client import new_account, until
-from tests.faults.machine import descendants
+from tests.faults.degraded import PATIENCE_SECONDS, goes_on, is_sound, running
+from tests.faults.machine import descendants, read_only
 from tests.faults.recorder import Recorder
-from tests.faults.sites import OwnPostgres, own_postgres
-from tests.faults.test_degradation import PATIENCE_SECONDS, goes_on, is_sound, read_only, running
+from tests.faults.sites import OwnPostgres
 
 WORKERS = 2
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
-    """On the ordinary disk."""
-    with own_postgres(tmp_path_factory.mktemp("postgres")) as found:
-        yield found
 
 
 @asynccontextmanager
@@ -66,9 +58,9 @@ def find_worker(pid: int, number: int) -> int:
 
 
 async def test_disk_that_fails_under_one_worker_is_read_only_for_all(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path) -> None:
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path) -> None:
     line = recorder.line("F2 disk read-only", f"seen by one of {WORKERS} workers")
-    with running(tmp_path / "data", postgres, WORKERS=str(WORKERS)) as stack:
+    with running(tmp_path / "data", server, WORKERS=str(WORKERS)) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         assert await all_say(stack.root, "ok")

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -19,7 +18,7 @@ from tests.faults.clients import Account
 from tests.faults.examine import check_invariants, examine
 from tests.faults.ledger import body_of
 from tests.faults.load import PATIENCE_SECONDS, PROBE_SECONDS, under_load
-from tests.faults.machine import run
+from tests.faults.machine import tmpfs
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack, own_postgres
 from tests.invariants import sweep
@@ -32,21 +31,6 @@ SLACK_BYTES = 8 * 2**20  # logs and the like
 DOWNLOADS = 4
 SPARE_FILES = 6
 FSYNC = re.compile(r"fsync\(\d+<([^>]*)>(?:\(deleted\))?\)\s+= (-1 EIO|0)")
-
-
-@contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """A small disk."""
-    folder.mkdir()
-    run("mount", "-t", "tmpfs", "-o", options, "tmpfs", folder)
-    try:
-        yield folder
-    finally:
-        assert processes.wait_until(lambda: not _is_mounted(folder), 30), f"{folder} cannot be unmounted"
-
-
-def _is_mounted(folder: Path) -> bool:
-    return subprocess.run(["umount", folder], capture_output=True).returncode != 0
 
 
 async def fill(account: Account, number: int, size_bytes: int) -> None:

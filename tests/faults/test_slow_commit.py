@@ -4,7 +4,7 @@ Whoever is first, the upload or the fence: no upload is acknowledged whose bytes
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from service.domain.strays import Strays
 from service.storage.inspection import LocalInspector
 from tests.client import Api, Reply, new_account
 from tests.domain.commit_proxy import CommitProxy
+from tests.faults.degraded import through_proxy
 from tests.faults.recorder import Recorder
-from tests.faults.sites import OwnPostgres, own_postgres
-from tests.faults.test_database_hangs import through_proxy
+from tests.faults.sites import OwnPostgres
 from tests.invariants import (
     no_dangling_reference, take_snapshot, tree_is_whole, usage_is_the_sum, versions_belong_together,
 )
@@ -32,13 +32,6 @@ SIZES = {"small, in a group": 1000, "large": 2 * 2**16}
 # seconds that is kept back at most, if the sweep takes so long, which waits for a row that is not committed
 MOMENTS = {"before the row": (b"BEGIN;", 20.0), "before COMMIT, briefly": (b"COMMIT;", 0.5),
            "before COMMIT": (b"COMMIT;", 20.0)}
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
-    """On the ordinary disk."""
-    with own_postgres(tmp_path_factory.mktemp("postgres")) as found:
-        yield found
 
 
 class Sweeper:
@@ -95,9 +88,9 @@ async def upload_while_swept(api: Api, proxy: CommitProxy, sweeper: Sweeper, pat
     return Met(reply, found, sweeper.set_aside > before)
 
 
-async def slow_commits(recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, root: Path) -> None:
+async def slow_commits(recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, root: Path) -> None:
     """All sizes and moments, a few times each; every 201 can be read."""
-    async with through_proxy(postgres, root, WORKERS="1") as (stack, proxy, dsn):
+    async with through_proxy(server, root, WORKERS="1") as (stack, proxy, dsn):
         api = await new_account(session, stack)
         await api.put("/warm", b"warm")
         async with open_sweeper(dsn, root) as sweeper:
@@ -126,16 +119,16 @@ async def slow_commits(recorder: Recorder, session: aiohttp.ClientSession, postg
 
 
 async def test_slow_commit_beside_a_sweep_never_loses_what_is_acknowledged(
-        recorder: Recorder, session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path) -> None:
-    await slow_commits(recorder, session, postgres, tmp_path / "data")
+        recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path) -> None:
+    await slow_commits(recorder, session, server, tmp_path / "data")
 
 
 @pytest.mark.mutant("M5", "a slow upload beside a sweep that sets files aside without a fence")
 async def test_m5_sweep_without_a_fence_is_caught_beside_slow_commits(
-        session: aiohttp.ClientSession, postgres: OwnPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fence_nothing(conn: Any, key: Any, *more: Any, **others: Any) -> bool:
         return True
 
     monkeypatch.setattr(rows, "insert_fence", fence_nothing)
     with pytest.raises(AssertionError, match="an acknowledged upload has no bytes"):
-        await slow_commits(Recorder(), session, postgres, tmp_path / "data")
+        await slow_commits(Recorder(), session, server, tmp_path / "data")

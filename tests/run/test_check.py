@@ -121,3 +121,34 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(
         assert done.stderr.startswith("error: it could not be checked: ") and sentence in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+ENDLESS = """
+import asyncio
+import sys
+from service import __main__ as service
+from service.domain.check import Check
+
+async def run(self, **options):
+    print("looking", flush=True)
+    await asyncio.Event().wait()
+
+Check.run = run
+sys.exit(service.main(["check"]))
+"""
+
+
+def test_service_starts_although_somebody_has_begun_to_look_through_its_data(tmp_path: Path) -> None:
+    """A check by a timer, say, that came while the service was restarted: it has the data root, and PostgreSQL."""
+    stack = Stack(tmp_path / "data", {"WORKERS": "1"})
+    with stack.running():
+        pass
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], env=stack.environment(), cwd=PROJECT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as looking:
+        assert looking.stdout and looking.stderr and looking.stdout.readline() == "looking\n"
+        try:
+            with stack.running():
+                assert looking.wait(60) == 130
+        finally:
+            looking.kill()
+        assert looking.stderr.read() == "ended before it was done\n"

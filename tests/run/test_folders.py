@@ -2,7 +2,11 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,68 @@ def test_claim_of_a_service_that_runs_is_respected(tmp_path: Path, monkeypatch: 
     with claimed(root), pytest.raises(InUse, match=said), claimed(root):
         pass
     assert len(pauses) == CLAIM_TRIES - 1
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from service.run.folders import claimed
+try:
+    with claimed(Path(sys.argv[1]), gives_way=sys.argv[2] == "gives way"):
+        print("mine", flush=True)
+        sys.stdin.read()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@contextmanager
+def holder(root: Path, way: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that has the data root."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(root), way], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == "mine\n"
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+
+
+def test_what_gives_way_is_ended_by_a_service_that_starts(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    with holder(root, "gives way") as other:
+        with claimed(root, takes_over=True):
+            assert other.wait(60) == 130
+            assert (root / ".lock").read_text().split() == [str(os.getpid())]
+
+
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_what_gives_way_is_ended_by_nothing_else(tmp_path: Path, gives_way: bool) -> None:
+    root = tmp_path / "data"
+    with holder(root, "gives way") as other:
+        with pytest.raises(InUse), claimed(root, gives_way=gives_way):
+            pass
+        assert other.poll() is None
+
+
+def test_what_does_not_give_way_is_left_alone(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    with holder(root, "stays") as other:
+        with pytest.raises(InUse, match=rf"\(process {other.pid}\)"), claimed(root, takes_over=True):
+            pass
+        assert other.poll() is None
+
+
+@pytest.mark.parametrize("words", [lambda: f"{os.getppid()} gives way", lambda: "x gives way", lambda: "0 gives way",
+                                   lambda: "-1 gives way", lambda: ""])
+def test_number_that_is_not_the_holders_is_not_ended(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Callable[[], str]) -> None:
+    """It may be of another machine, or of another time."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda number, _: killed.append(number))
+    root = tmp_path / "data"
+    with holder(root, "stays"):
+        (root / ".lock").write_text(words())
+        with pytest.raises(InUse), claimed(root, takes_over=True):
+            pass
+    assert killed == []
