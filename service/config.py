@@ -113,7 +113,10 @@ class Config(BaseSettings):
     @field_validator("data_root")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("begins with the name of nobody here after ~; write the path out") from None
 
     @field_validator("public_url")
     @classmethod
