@@ -12,7 +12,7 @@ from service.run.postgres import EmbeddedPostgres
 def reached(config: Config, *, gives_way: bool = False) -> Iterator[str]:
     """The address of the database; the embedded one is started if it does not run.
 
-    `gives_way`: a service that starts meanwhile ends this process, as Ctrl-C does, and does not refuse to start.
+    `gives_way`: a service that starts meanwhile ends this process, by a KeyboardInterrupt, and does not refuse.
     """
     if config.database_url:
         yield config.database_url.get_secret_value()

@@ -180,9 +180,11 @@ def claimed(root: Path, *, containers: bool = False, gives_way: bool = False,
     """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be.
 
     `containers`: nginx runs in another one, where nothing is shared but the data root.  Who `takes_over` ends a process
-    that `gives_way`, as Ctrl-C does: a service starts although somebody has begun to look through its data.
+    that `gives_way`, which gets a KeyboardInterrupt: a service starts although somebody is looking through its data.
     """
     with ExitStack() as held:
+        if gives_way:  # SIGINT is ignored by what a script has put into the background
+            held.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         held.callback(os.close, _lock(root, gives_way=gives_way, takes_over=takes_over))
         folders = _open_folders(root, held, containers=containers)
         yield folders
@@ -222,7 +224,7 @@ def _is_handed_over(file: int) -> bool:
     if not (gives_way and _has_open(holder, file)):
         return False
     with suppress(ProcessLookupError):
-        os.kill(int(holder), signal.SIGINT)
+        os.kill(int(holder), signal.SIGTERM)
     return _is_taken_soon(file, GIVE_WAY_TRIES)
 
 

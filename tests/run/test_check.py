@@ -125,6 +125,7 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(
 
 ENDLESS = """
 import asyncio
+import signal
 import sys
 from service import __main__ as service
 from service.domain.check import Check
@@ -134,6 +135,7 @@ async def run(self, **options):
     await asyncio.Event().wait()
 
 Check.run = run
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for what a script has put into the background
 sys.exit(service.main(["check"]))
 """
 

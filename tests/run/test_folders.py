@@ -45,9 +45,11 @@ def test_claim_of_a_service_that_runs_is_respected(tmp_path: Path, monkeypatch: 
 
 
 HOLDER = """
+import signal
 import sys
 from pathlib import Path
 from service.run.folders import claimed
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for what a script has put into the background
 try:
     with claimed(Path(sys.argv[1]), gives_way=sys.argv[2] == "gives way"):
         print("mine", flush=True)
