@@ -59,6 +59,12 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a claim that is not given up has nothing to wait for."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
 @contextmanager
 def holder(root: Path, way: str) -> Iterator["subprocess.Popen[str]"]:
     """Another process that has the data root."""
@@ -79,6 +85,7 @@ def test_what_gives_way_is_ended_by_a_service_that_starts(tmp_path: Path) -> Non
             assert (root / ".lock").read_text().split() == [str(os.getpid())]
 
 
+@pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("gives_way", [True, False])
 def test_what_gives_way_is_ended_by_nothing_else(tmp_path: Path, gives_way: bool) -> None:
     root = tmp_path / "data"
@@ -88,6 +95,7 @@ def test_what_gives_way_is_ended_by_nothing_else(tmp_path: Path, gives_way: bool
         assert other.poll() is None
 
 
+@pytest.mark.usefixtures("no_pauses")
 def test_what_does_not_give_way_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "data"
     with holder(root, "stays") as other:
@@ -96,6 +104,7 @@ def test_what_does_not_give_way_is_left_alone(tmp_path: Path) -> None:
         assert other.poll() is None
 
 
+@pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("words", [lambda: f"{os.getppid()} gives way", lambda: "x gives way", lambda: "0 gives way",
                                    lambda: "-1 gives way", lambda: ""])
 def test_number_that_is_not_the_holders_is_not_ended(
