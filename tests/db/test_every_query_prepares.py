@@ -90,6 +90,10 @@ NAMED = [(module, name) for module, name in QUERIES
          if re.search(r"FROM files\b.*\bname = ", getattr(module, name), re.DOTALL)]
 
 
+def test_there_are_queries_that_look_for_a_name() -> None:
+    assert {name for _, name in NAMED} >= {"WALK", "GET_BY_PATH", "PUT_FILES", "FIND_BELOW", "IS_NAME_TAKEN"}
+
+
 @pytest.mark.parametrize(("module", "name"), NAMED, ids=[name for _, name in NAMED])
 async def test_name_is_found_by_an_index_before_anything_is_known_of_the_tables(
         template: Connection, module: ModuleType, name: str) -> None:

@@ -21,19 +21,22 @@ PATIENCE_SECONDS = 60.0
 Ask = Callable[[], Awaitable[Reply]]
 
 
+def _new_database(server: OwnPostgres) -> str:
+    server.server.ensure_database(name := f"files_{uuid.uuid4().hex}")
+    return server.server.dsn(name)
+
+
+def _has_all_workers(root: Path) -> bool:
+    """What the service says then; that it is ready is said by the first one."""
+    return "Ctrl-C ends everything" in (root.parent / f"{root.name}.out").read_text(encoding="utf-8")
+
+
 @contextmanager
 def running(root: Path, server: OwnPostgres, **settings: str) -> Iterator[Stack]:
-    """A service with its bytes there."""
-    server.server.ensure_database(name := f"files_{time.monotonic_ns()}")
-    stack = Stack(root, {"DATABASE_URL": server.server.dsn(name), **settings}).start()
-    output = root.parent / f"{root.name}.out"
-    # ready is said by the first worker
-    assert processes.wait_until(lambda: "Ctrl-C ends everything" in output.read_text(encoding="utf-8"), 60)
-    try:
+    """A service with its bytes there, and all its workers."""
+    with Stack(root, {"DATABASE_URL": _new_database(server), **settings}).running() as stack:
+        assert processes.wait_until(lambda: _has_all_workers(root), PATIENCE_SECONDS)
         yield stack
-    finally:
-        if stack.process is not None:
-            stack.stop()
 
 
 @asynccontextmanager
@@ -41,12 +44,10 @@ async def through_proxy(
         server: OwnPostgres, root: Path, *, module: str = "service", **settings: str,
 ) -> AsyncIterator[tuple[Stack, CommitProxy, str]]:
     """A service whose workers reach the database by a proxy of this process, and the address that is not by it."""
-    server.server.ensure_database(name := f"files_{uuid.uuid4().hex}")
-    async with open_proxy(dsn := server.server.dsn(name)) as (proxy, address):
+    async with open_proxy(dsn := _new_database(server)) as (proxy, address):
         stack = Stack(root, {"DATABASE_URL": address, **settings}, module=module)
         await asyncio.to_thread(stack.start)
-        output = root.parent / f"{root.name}.out"
-        await until(lambda: "Ctrl-C ends everything" in output.read_text(encoding="utf-8"), seconds=PATIENCE_SECONDS)
+        await until(lambda: _has_all_workers(root), seconds=PATIENCE_SECONDS)
         try:
             yield stack, proxy, dsn
         finally:

@@ -135,11 +135,12 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        assert processes.wait_until(lambda: not _is_mounted(folder), 30), f"{folder} cannot be unmounted"
+        assert processes.wait_until(lambda: _unmount(folder), UMOUNT_SECONDS), f"{folder} cannot be unmounted"
 
 
-def _is_mounted(folder: Path) -> bool:
-    return subprocess.run(["umount", folder], capture_output=True).returncode != 0
+def _unmount(folder: Path) -> bool:
+    """Whether it could be; a file that is still open keeps it."""
+    return subprocess.run(["umount", folder], capture_output=True).returncode == 0
 
 
 @contextmanager

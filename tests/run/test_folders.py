@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,16 +105,16 @@ def test_what_does_not_give_way_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pauses")
-@pytest.mark.parametrize("words", [lambda: f"{os.getppid()} gives way", lambda: "x gives way", lambda: "0 gives way",
-                                   lambda: "-1 gives way", lambda: ""])
+@pytest.mark.parametrize("words", [f"{os.getppid()} gives way", "x gives way", "0 gives way", "-1 gives way", ""],
+                         ids=["parent", "word", "group", "all", "nothing"])
 def test_number_that_is_not_the_holders_is_not_ended(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Callable[[], str]) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     """It may be of another machine, or of another time."""
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda number, _: killed.append(number))
     root = tmp_path / "data"
     with holder(root, "stays"):
-        (root / ".lock").write_text(words())
+        (root / ".lock").write_text(words)
         with pytest.raises(InUse), claimed(root, takes_over=True):
             pass
     assert killed == []
