@@ -105,7 +105,7 @@ def restore(config: Config, path: Path, *, name: str | None = None) -> int:
         if unknown := sorted(set(manifest.migrations) - {migration.id for migration in migrations.read()}):
             raise MigrationError(f"the backup is newer than this version of the service, which does not know "
                                  f"{', '.join(unknown)}")
-        with folders.claimed(config.data_root) as places:
+        with folders.locked(config.data_root) as places:
             restoring = Restore(folder, snapshot, RestoredRoot(places.root))
             restoring.begin()
             with _server(config, places) as dsn:

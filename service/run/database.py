@@ -18,7 +18,7 @@ def reached(config: Config, *, gives_way: bool = False) -> Iterator[str]:
         yield config.database_url.get_secret_value()
         return
     try:
-        with folders.claimed(config.data_root, gives_way=gives_way) as places:
+        with folders.locked(config.data_root, gives_way=gives_way) as places:
             with EmbeddedPostgres(places.postgres, places.sockets) as server:
                 server.ensure_database()
                 yield server.dsn()

@@ -19,7 +19,7 @@ from service.storage.durable import make_folder
 
 MODE = 0o700
 MEMORY = "memory"
-CLAIM_TRIES, CLAIM_PAUSE_SECONDS = 11, 0.1
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 11, 0.1
 GIVE_WAY_TRIES = 400  # an embedded PostgreSQL may take 30 seconds to stop
 GIVES_WAY = "gives way"
 # the longest name in the folder of sockets, below the 107 bytes that a socket's path may have (unix(7))
@@ -175,8 +175,8 @@ def empty_staging(folders: Folders) -> None:
 
 
 @contextmanager
-def claimed(root: Path, *, containers: bool = False, gives_way: bool = False,
-            takes_over: bool = False) -> Iterator[Folders]:
+def locked(root: Path, *, containers: bool = False, gives_way: bool = False,
+           takes_over: bool = False) -> Iterator[Folders]:
     """The folders, for this process alone while the context lasts; InUse or StartError if that cannot be.
 
     `containers`: nginx runs in another one, where nothing is shared but the data root.  Who `takes_over` ends a process
@@ -196,13 +196,13 @@ def claimed(root: Path, *, containers: bool = False, gives_way: bool = False,
 
 
 def _lock(root: Path, *, gives_way: bool, takes_over: bool) -> int:
-    """An open file that holds the claim; the kernel gives it up when the process ends, however it ends."""
+    """An open file that holds the lock; the kernel gives it up when the process ends, however it ends."""
     try:
         make_folder(root, MODE)
         file = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(root, error) from None
-    if not (_is_taken_soon(file, CLAIM_TRIES) or takes_over and _is_handed_over(file)):
+    if not (_is_taken_soon(file, LOCK_TRIES) or takes_over and _is_handed_over(file)):
         holder, _ = _holder(file)
         os.close(file)
         raise InUse(f"the data root {root} is in use by another service (process {holder or 'unknown'}); "
@@ -213,13 +213,13 @@ def _lock(root: Path, *, gives_way: bool, takes_over: bool) -> int:
 
 
 def _holder(file: int) -> tuple[str, bool]:
-    """Whose the claim is, and whether he gives way."""
+    """Whose the lock is, and whether he gives way."""
     number, _, way = os.pread(file, 40, 0).decode("ascii", "replace").partition(" ")
     return number, way == GIVES_WAY
 
 
 def _is_handed_over(file: int) -> bool:
-    """Whether the claim is ours after its holder was ended, who has said that he may be."""
+    """Whether the lock is ours after its holder was ended, who has said that he may be."""
     holder, gives_way = _holder(file)
     if not (gives_way and _has_open(holder, file)):
         return False
@@ -236,9 +236,9 @@ def _has_open(process: str, file: int) -> bool:
 
 
 def _is_taken_soon(file: int, tries: int) -> bool:
-    """Whether the claim is ours, at once or a moment later.
+    """Whether the lock is ours, at once or a moment later.
 
-    A service that was killed in the very moment in which it made a process leaves one that holds the claim until it
+    A service that was killed in the very moment in which it made a process leaves one that holds the lock until it
     has begun its own program.
     """
     for tries_left in reversed(range(tries)):
@@ -247,7 +247,7 @@ def _is_taken_soon(file: int, tries: int) -> bool:
             return True
         except BlockingIOError:
             if tries_left:
-                time.sleep(CLAIM_PAUSE_SECONDS)
+                time.sleep(LOCK_PAUSE_SECONDS)
     return False
 
 

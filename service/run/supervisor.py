@@ -70,7 +70,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ask_to_stop)
-        with folders.claimed(
+        with folders.locked(
                 self._config.data_root, containers=self._containers, takes_over=True) as places, self._logs:
             self._config = self._config.model_copy(update={"data_root": places.root})
             try:

@@ -51,7 +51,7 @@ class BackupFolder:
                 raise BackupError(f"{self.path} is neither empty nor a folder of backups; choose another one")
             if is_new:
                 write_durably(self.path / "FORMAT", FORMAT)
-            self._claim(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            self._take_lock(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
             for folder in (self._pool, self._snapshots, self._incoming, *(self._pool / name for name in _FOLDERS)):
                 folder.mkdir(mode=MODE, exist_ok=True)
             for draft in self._incoming.iterdir():
@@ -66,7 +66,7 @@ class BackupFolder:
     def open_to_read(self) -> None:
         """Nothing is written, so it may be on a medium that cannot be; raise BackupError."""
         try:
-            self._claim(os.O_RDONLY, fcntl.LOCK_SH)
+            self._take_lock(os.O_RDONLY, fcntl.LOCK_SH)
         except OSError as error:
             self.close()
             raise BackupError(f"{self.path} is not a folder of backups: {error.strerror}") from error
@@ -75,7 +75,7 @@ class BackupFolder:
         """What a failure of the folder's disk means."""
         return BackupError(f"the backup folder {self.path} cannot be used: {error.strerror or error}")
 
-    def _claim(self, flags: int, mode: int) -> None:
+    def _take_lock(self, flags: int, mode: int) -> None:
         if (self.path / "FORMAT").read_bytes() != FORMAT:
             raise BackupError(f"{self.path} is not a folder of backups that this version can use")
         self._lock = os.open(self.path / ".lock", flags | os.O_CLOEXEC, 0o600)

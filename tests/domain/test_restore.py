@@ -20,7 +20,7 @@ import pytest
 from service.db.instance import get_epoch
 from service.domain import restore as restoring
 from service.run import backup as command, migrate
-from service.run.folders import claimed
+from service.run.folders import locked
 from service.run.migrate import MigrationError
 from service.run.postgres import EmbeddedPostgres
 from service.run.processes import StartError
@@ -363,7 +363,7 @@ async def test_data_root_that_is_not_empty_is_refused(
 
 
 async def test_data_root_in_use_is_refused(saved: Saved, root: Path, target: str) -> None:
-    with claimed(root), pytest.raises(StartError, match="in use by another service"):
+    with locked(root), pytest.raises(StartError, match="in use by another service"):
         await backups.restore(target, root, saved.path)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from service.run.folders import CLAIM_TRIES, InUse, claimed
+from service.run.folders import LOCK_TRIES, InUse, locked
 
 
 def test_claim_that_a_killed_service_has_left_for_a_moment_is_waited_for(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that it was making when it was killed, and that has not begun its own program."""
     root = tmp_path / "data"
-    with claimed(root):
+    with locked(root):
         pass
     left = os.open(root / ".lock", os.O_RDWR)
     fcntl.flock(left, fcntl.LOCK_EX)
@@ -30,7 +30,7 @@ def test_claim_that_a_killed_service_has_left_for_a_moment_is_waited_for(
             os.close(left)
 
     monkeypatch.setattr(time, "sleep", begin_its_program)
-    with claimed(root):
+    with locked(root):
         assert len(pauses) == 2
 
 
@@ -39,19 +39,19 @@ def test_claim_of_a_service_that_runs_is_respected(tmp_path: Path, monkeypatch: 
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     said = rf"in use by another service \(process {os.getpid()}\)"
-    with claimed(root), pytest.raises(InUse, match=said), claimed(root):
+    with locked(root), pytest.raises(InUse, match=said), locked(root):
         pass
-    assert len(pauses) == CLAIM_TRIES - 1
+    assert len(pauses) == LOCK_TRIES - 1
 
 
 HOLDER = """
 import signal
 import sys
 from pathlib import Path
-from service.run.folders import claimed
+from service.run.folders import locked
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for what a script has put into the background
 try:
-    with claimed(Path(sys.argv[1]), gives_way=sys.argv[2] == "gives way"):
+    with locked(Path(sys.argv[1]), gives_way=sys.argv[2] == "gives way"):
         print("mine", flush=True)
         sys.stdin.read()
 except KeyboardInterrupt:
@@ -80,7 +80,7 @@ def holder(root: Path, way: str) -> Iterator["subprocess.Popen[str]"]:
 def test_what_gives_way_is_ended_by_a_service_that_starts(tmp_path: Path) -> None:
     root = tmp_path / "data"
     with holder(root, "gives way") as other:
-        with claimed(root, takes_over=True):
+        with locked(root, takes_over=True):
             assert other.wait(60) == 130
             assert (root / ".lock").read_text().split() == [str(os.getpid())]
 
@@ -90,7 +90,7 @@ def test_what_gives_way_is_ended_by_a_service_that_starts(tmp_path: Path) -> Non
 def test_what_gives_way_is_ended_by_nothing_else(tmp_path: Path, gives_way: bool) -> None:
     root = tmp_path / "data"
     with holder(root, "gives way") as other:
-        with pytest.raises(InUse), claimed(root, gives_way=gives_way):
+        with pytest.raises(InUse), locked(root, gives_way=gives_way):
             pass
         assert other.poll() is None
 
@@ -99,7 +99,7 @@ def test_what_gives_way_is_ended_by_nothing_else(tmp_path: Path, gives_way: bool
 def test_what_does_not_give_way_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "data"
     with holder(root, "stays") as other:
-        with pytest.raises(InUse, match=rf"\(process {other.pid}\)"), claimed(root, takes_over=True):
+        with pytest.raises(InUse, match=rf"\(process {other.pid}\)"), locked(root, takes_over=True):
             pass
         assert other.poll() is None
 
@@ -115,6 +115,6 @@ def test_number_that_is_not_the_holders_is_not_ended(
     root = tmp_path / "data"
     with holder(root, "stays"):
         (root / ".lock").write_text(words)
-        with pytest.raises(InUse), claimed(root, takes_over=True):
+        with pytest.raises(InUse), locked(root, takes_over=True):
             pass
     assert killed == []

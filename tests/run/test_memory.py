@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from service.run import memory
-from service.run.folders import claimed
+from service.run.folders import locked
 
 OWNER = """
 import sys
 from pathlib import Path
-from service.run.folders import claimed
-with claimed(Path(sys.argv[1])) as places:
+from service.run.folders import locked
+with locked(Path(sys.argv[1])) as places:
     print(places.memory, flush=True)
     sys.stdin.read()
 """
@@ -47,7 +47,7 @@ def test_folder_of_a_killed_service_whose_data_root_is_gone_is_removed_by_the_ne
         shutil.rmtree(tmp_path / "killed")
         assert killed.is_dir() and living.is_dir() and not ended.exists()
         assert (killed / memory.OWNER).read_text() == str(tmp_path / "killed")
-        with claimed(tmp_path / "next") as places:
+        with locked(tmp_path / "next") as places:
             assert places.memory.is_dir() and places.memory not in (killed, living)
             assert not killed.exists()
             assert living.is_dir() and (living / memory.OWNER).is_file()
