@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,12 @@ _UNPRINTABLE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\
 
 def _to_line(entry: object, default: Callable[[object], object] | None = None) -> bytes:
     return _UNPRINTABLE.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), orjson.dumps(entry, default=default))
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Not how a look for the name of a host ended that nobody waited for: its time-out was the error, and was told."""
+    return not (record.exc_info and isinstance(record.exc_info[1], socket.gaierror)
+                and " exception was never retrieved" in record.getMessage())
 
 
 def configure(level: str) -> None:
@@ -31,4 +38,5 @@ def configure(level: str) -> None:
         structlog.processors.JSONRenderer()])
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
+    handler.addFilter(_is_worth_a_line)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
