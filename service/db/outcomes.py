@@ -135,6 +135,16 @@ SELECT pg_xact_status($1::text::xid8) AS status,
         WHERE pid = $2 AND backend_xid = ($1::text::xid8)::xid) AS is_being_ended
 """
 
+IS_STANDBY = """
+-- it follows another server, and may not have heard yet of what that has committed
+SELECT pg_is_in_recovery()
+"""
+
+
+async def is_standby(conn: _Connection) -> bool:
+    """Whether this server only repeats what another one does."""
+    return bool(await conn.fetchval(IS_STANDBY))
+
 
 async def get_status(conn: _Connection, commit: Commit) -> str | None:
     """PostgreSQL's word for how the transaction ended; None if it has forgotten that."""
@@ -166,6 +176,8 @@ async def _look(connect: Callable[[], Any], commit: Commit) -> Outcome | None:
     connection = None
     try:
         connection = await connect()
+        if await is_standby(connection):
+            return None
         status = await get_status(connection, commit)
         # an id that was given again after a crash may be another transaction's, which was committed
         is_same_run = await get_counted_since(connection) == commit.counted_since

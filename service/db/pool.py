@@ -14,6 +14,7 @@ import asyncpg.pool
 import structlog
 
 from service.db import outcomes
+from service.db.shares import Shares
 from service.db.watchdog import Watchdog
 from service.errors import InvalidField, InvalidPath, OutcomeUnknown, StorageFull, Unavailable
 from service.model import UserId
@@ -107,7 +108,11 @@ class Database:
         self._tell = tell
         self._watchdog = watchdog
         self._watching = asyncio.create_task(watchdog.watch(pool.expire_connections))
-        self._lane = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
+        size = pool.get_max_size()
+        self._lane = asyncio.Semaphore(max(1, size // 2))
+        # a transaction may wait for what another one of the account has locked, with its connection in its hands
+        self._shares = Shares(max(1, size // 3), wait_seconds=ACQUIRE_SECONDS)
+        self._lane_shares = Shares(max(1, size // 4), wait_seconds=ACQUIRE_SECONDS)
 
     @classmethod
     async def open(cls, dsn: str, *, size: int, tell: Tell = _tell_nobody) -> "Database":
@@ -161,8 +166,10 @@ class Database:
         except (*_LOST, *_SYSTEM):
             pass  # what was done on it is done; the pool has closed it and makes another one
 
-    async def in_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def in_transaction(self, work: Callable[[Connection], Awaitable[T]], *, account: UserId | None = None) -> T:
         """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim.
+
+        Of one `account` so many do this at once that they have a third of all connections; more wait without one.
 
         An error of COMMIT is looked into: what was committed is a success, what was not is done again if that was known
         at once.  Raises OutcomeUnknown if nobody can tell; a caller must not undo then what a committed transaction
@@ -175,31 +182,47 @@ class Database:
         changed: dict[UserId, bool] = {}
         before = _CHANGED.set(changed)
         try:
-            return await self._try_transaction(work)
+            async with self._place(account):
+                return await self._try_transaction(work)
         finally:
             _CHANGED.reset(before)
             if changed:
                 await self._tell(changed)
 
+    @asynccontextmanager
+    async def _place(self, account: UserId | None) -> AsyncIterator[None]:
+        """One of the account's places for transactions; any number without one."""
+        if account is None:
+            yield
+            return
+        async with self._shares.place(account):
+            yield
+
     async def _try_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        sent: outcomes.Commit | None = None  # of whichever try
         for tries_left in reversed(range(_MAX_TRIES)):
             commit: outcomes.Commit | None = None
             try:
                 async with self.connection() as connection, connection.transaction():
                     result = await work(connection)
-                    commit = outcomes.about_to_commit(connection)
+                    sent = commit = outcomes.about_to_commit(connection)
                 return result
             except _RETRIED as error:
                 if not tries_left:
                     raise Unavailable("Too many changes at once; try again.", retry_after_seconds=1) from error
             except Unavailable as error:
                 if commit is None:
-                    error.nothing_committed = True
+                    error.nothing_committed = sent is None
                     raise
                 if await self._was_committed(commit, error):
                     return result
                 if not tries_left or time.monotonic() - commit.asked_at > AGAIN_SECONDS:
                     raise
+            except Exception as error:
+                if sent is None:
+                    raise
+                # what stands in the way now may be what was committed then, should the server have been mistaken
+                raise OutcomeUnknown(retry_after_seconds=2) from error
         raise AssertionError("unreachable")
 
     async def _was_committed(self, commit: outcomes.Commit, error: Unavailable) -> bool:
@@ -217,19 +240,20 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def lane(self) -> AsyncIterator[None]:
-        """Around what keeps a connection for long: half of all connections are left to those who do not.
+    async def lane(self, account: UserId) -> AsyncIterator[None]:
+        """Around what keeps a connection for long: half of all are left to those who do not, half of that to others.
 
         Raises Unavailable if there is no place within a few seconds.
         """
-        try:
-            await asyncio.wait_for(self._lane.acquire(), ACQUIRE_SECONDS)
-        except TimeoutError as error:
-            raise Unavailable("Too many long requests at once; try again.", retry_after_seconds=2) from error
-        try:
-            yield
-        finally:
-            self._lane.release()
+        async with self._lane_shares.place(account):
+            try:
+                await asyncio.wait_for(self._lane.acquire(), ACQUIRE_SECONDS)
+            except TimeoutError as error:
+                raise Unavailable("Too many long requests at once; try again.", retry_after_seconds=2) from error
+            try:
+                yield
+            finally:
+                self._lane.release()
 
     def usage(self) -> tuple[int, int]:
         """How many connections there are, and how many of them are in use."""

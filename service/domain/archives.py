@@ -69,7 +69,7 @@ class Archives:
                 await self._store.run(planner.add, [await self._summed(conn, row) for row in rows])
 
         try:
-            async with self._database.lane():
+            async with self._database.lane(user_id):
                 await self._database.in_transaction(work)
             return await self._store.run(planner.finish)
         except BaseException as error:  # also when the client leaves: the scratch file is nobody else's to close

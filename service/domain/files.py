@@ -24,8 +24,11 @@ class Files:
             return await get(conn, caller.user_id, place)
 
     async def look(self, caller: Caller, place: Place) -> File | Folder:
-        """The same, a folder with what is below it."""
-        async with self._database.snapshot() as conn:
+        """The same, a folder with what is below it; raise Unavailable if the account counts too many at once."""
+        found = await self.info(caller, place)
+        if isinstance(found, File):
+            return found
+        async with self._database.lane(caller.user_id), self._database.snapshot() as conn:
             found = await get(conn, caller.user_id, place)
             if isinstance(found, Folder):
                 return replace(found, contents=await folders.get_contents(conn, found.id))

@@ -84,8 +84,8 @@ class GroupCommit:
             return await self._database.in_transaction(work)
         except _NothingMade:
             pass
-        except Unavailable:
-            if not refused:
+        except Unavailable as error:
+            if not (refused and error.nothing_committed):
                 raise
         except Exception as error:  # each finds out by itself, in a transaction of its own, whether it is the reason
             log.warning("group_commit.failed", size=len(group), error=type(error).__name__)

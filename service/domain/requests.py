@@ -82,7 +82,7 @@ async def once(database: Database, user_id: UserId, work: Callable[[Connection],
     """
     request = _REQUEST.get()
     if request is None:
-        return await database.in_transaction(work)
+        return await database.in_transaction(work, account=user_id)
     if request.is_used:
         raise RuntimeError("a request with a key makes one change")
     request.is_used = True
@@ -98,7 +98,7 @@ async def once(database: Database, user_id: UserId, work: Callable[[Connection],
         await requests.update_result(conn, user_id, request.key, result=dump(result))
         return result
 
-    return await database.in_transaction(keyed)
+    return await database.in_transaction(keyed, account=user_id)
 
 
 async def _replay(conn: Connection, user_id: UserId, key: str, fingerprint: bytes) -> Any:

@@ -89,7 +89,7 @@ class Trash:
                 return purged
 
     async def _purge(self, user_id: UserId, item_id: FileId) -> bool:
-        return await self._database.in_transaction(lambda conn: _purge(conn, user_id, item_id))
+        return await self._database.in_transaction(lambda conn: _purge(conn, user_id, item_id), account=user_id)
 
 
 async def _purge(conn: Connection, user_id: UserId, item_id: FileId) -> bool:

@@ -1,6 +1,7 @@
 """What became of a transaction whose COMMIT was not answered: asked of a server, also of one that crashed since."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -122,6 +123,20 @@ async def test_server_that_cannot_be_asked_is_asked_three_times(client: Client) 
 
     assert await find_outcome(fail, commit) == "unknown"
     assert asked == 3
+
+
+async def test_word_of_a_server_that_follows_another_is_not_taken(
+        client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has not heard yet of a transaction says that it lies in the future, or is in progress."""
+    commit = await client.begin()
+    future = dataclasses.replace(commit, xact_id=str(int(commit.xact_id) + 1000))
+    assert await client.outcome(future) == "aborted"
+
+    async def follows(conn: object) -> bool:
+        return True
+
+    monkeypatch.setattr(outcomes, "is_standby", follows)
+    assert await client.outcome(future) == "unknown"
 
 
 async def test_server_that_hangs_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from service.db import pool, watchdog
 from service.db.pool import Connection, Database
 from service.errors import StorageFull, Unavailable
+from service.model import UserId, new_uuid
 from service.run.postgres import EmbeddedPostgres
 from tests.client import until
 
@@ -40,6 +41,11 @@ async def database(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) ->
     opened = await Database.open(server.dsn("postgres"), size=SIZE)
     yield opened
     await opened.close()
+
+
+def new_account() -> UserId:
+    """Somebody."""
+    return UserId(new_uuid())
 
 
 def processes_of(server: EmbeddedPostgres) -> list[int]:
@@ -256,7 +262,7 @@ async def test_long_requests_leave_half_of_the_connections_to_others(
     begun, go = asyncio.Semaphore(0), asyncio.Event()
 
     async def take_long() -> None:
-        async with database.lane(), database.connection():
+        async with database.lane(new_account()), database.connection():
             begun.release()
             await go.wait()
 
@@ -270,6 +276,42 @@ async def test_long_requests_leave_half_of_the_connections_to_others(
     waiting = asyncio.ensure_future(take_long())
     go.set()
     await asyncio.gather(*long, waiting)
+    await database.close()
+
+
+async def test_one_account_has_its_share_of_transactions_and_of_long_requests(
+        server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
+    database = await Database.open(server.dsn("postgres"), size=6)
+    account, other = new_account(), new_account()
+    begun, go = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(conn: Connection) -> None:
+        begun.release()
+        await go.wait()
+
+    async def take_long(account: UserId) -> None:
+        async with database.lane(account):
+            begun.release()
+            await go.wait()
+
+    changes = [asyncio.ensure_future(database.in_transaction(wait, account=account)) for _ in range(2)]
+    long = [asyncio.ensure_future(take_long(each)) for each in (account, other)]
+    for _ in [*changes, *long]:
+        await begun.acquire()
+    for one_more in (database.in_transaction(wait, account=account), take_long(account)):
+        with pytest.raises(Unavailable, match="of this account") as caught:
+            await one_more
+        assert caught.value.retry_after_seconds
+    waiting = [asyncio.ensure_future(database.in_transaction(wait, account=other)),
+               asyncio.ensure_future(database.in_transaction(wait))]
+    for _ in waiting:
+        await begun.acquire()
+    assert database.usage()[1] == len(changes) + len(waiting)
+    late = asyncio.ensure_future(database.in_transaction(wait, account=account))
+    go.set()
+    await asyncio.gather(*changes, *long, *waiting, late)
+    assert not database._shares._shares and not database._lane_shares._shares  # nobody is remembered for ever
     await database.close()
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from service.db import outcomes
 from service.errors import Unavailable
-from service.model import Caller
+from service.model import Caller, Conditions
 from service.names import split_path
-from tests.domain.commit_proxy import Moment
+from tests.domain.commit_proxy import Moment, open_proxy
 from tests.domain.failpoints import (
     Action, Failpoints, raise_lost, raise_os_error, raise_refusal, raise_surprise,
 )
@@ -18,7 +19,7 @@ from tests.domain.scenarios import (
     NEW, OLD, connection_lost_around_the_commit, database_lost_around_the_commit, fault_at_every_step_of_an_upload,
 )
 from tests.invariants import check_all, nothing_removed_before_its_fence, take_snapshot
-from tests.world import World
+from tests.world import World, open_world
 
 KINDS: dict[str, Action] = {"refusal": raise_refusal, "lost connection": raise_lost, "surprise": raise_surprise}
 every_kind = pytest.mark.parametrize("kind", [*KINDS, "ended backend"])
@@ -44,6 +45,26 @@ async def test_connection_lost_around_the_commit_is_made_good(dsn: str, tmp_path
 async def test_database_lost_around_the_commit_loses_and_tears_nothing(
         dsn: str, tmp_path: Path, moment: Moment, path: str) -> None:
     await database_lost_around_the_commit(dsn, tmp_path / "data", moment, path=path)
+
+
+@pytest.mark.parametrize("path", ["/new/file", "/in a group"])
+@pytest.mark.parametrize("conditions", [Conditions(), Conditions(if_none_match=("*",))], ids=["", "if it is new"])
+async def test_bytes_of_a_commit_that_was_taken_for_a_failed_one_stay(
+        dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, conditions: Conditions) -> None:
+    """Whatever is heard of a COMMIT once it was sent, and however the next try fails on what it has committed."""
+    async def be_mistaken(*_: object, **__: object) -> outcomes.Outcome:
+        return "aborted"
+
+    monkeypatch.setattr(outcomes, "find_outcome", be_mistaken)
+    async with open_proxy(dsn) as (proxy, address), open_world(address, tmp_path / "data", direct_dsn=dsn) as world:
+        caller = await world.new_caller()
+        proxy.arm("after")
+        with pytest.raises(Unavailable):
+            await world.put(caller, path, NEW, conditions=conditions)
+        await world.content.drain()
+        assert proxy.lost == 1
+        assert await world.get(caller, path) == NEW
+        await check_all(dsn, tmp_path / "data")
 
 
 @pytest.mark.parametrize(("path", "step"),
