@@ -205,7 +205,7 @@ async def _receive(request: web.Request, content: Content) -> Staged:
         async for piece in pieces_of(request):
             await content.run(writer.write, piece)
             content.check_size(writer.size_bytes)
-        return await content.run(writer.finish)
+        return await content.run_through(writer.size_bytes, writer.finish)
     finally:
         await content.run(writer.abort)
 
@@ -354,7 +354,7 @@ async def stage_form(request: web.Request) -> Form:
     cutter = _FormCutter(content, options.get("boundary", ""), content.writer)
     try:
         if (claim := request.get(CLAIM)) is not None:
-            return await content.run(_cut_claim, content, claim, cutter)
+            return await content.run_through(claim.size_bytes, _cut_claim, content, claim, cutter)
         async for piece in pieces_of(request):
             await content.run(cutter.feed, piece)
         return await content.run(cutter.finish)

@@ -146,8 +146,12 @@ class Content:
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on bytes off the event loop."""
+        return await self.run_through(0, work, *args, **kwargs)
+
+    async def run_through(self, size_bytes: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for work that goes through so many of them in one go."""
         with self.writability.watched():
-            return await self._store.run(work, *args, **kwargs)
+            return await self._store.run_through(size_bytes, work, *args, **kwargs)
 
     # --- the door in ---
 

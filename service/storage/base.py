@@ -75,7 +75,10 @@ class BlobStore(Protocol):
     """The bytes of all files."""
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work on one of the store's threads."""
+        """Do blocking work that is soon done on one of the store's threads."""
+
+    async def run_through(self, size_bytes: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do blocking work that goes through so many bytes in one go; nothing short waits for it."""
 
     def writer(self) -> Writer:
         """Begin a new blob."""

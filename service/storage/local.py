@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import functools
 import hashlib
 import os
 import re
@@ -26,13 +25,13 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-from service import metrics
 from service.errors import BadRequest, IncompleteBody, Unavailable
 from service.model import BlobKey, Staged, new_uuid
 from service.storage import small
 from service.storage.base import Claim, Room, StoreError, explain
 from service.storage.durable import make_folder
 from service.storage.small import MemoryWriter
+from service.storage.threads import Threads
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -41,8 +40,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MARKER = "MARKER"
-THREADS = 8
-HASH_THREADS = 2
 PIECE_BYTES = 2**20
 _WORTH_A_THREAD_BYTES = 2**17
 # relative to the spool: <start of nginx>/body/<digit>/<two digits>/<number>
@@ -145,9 +142,7 @@ class LocalStore:
         self._blobs = root / "blobs"
         self._staging = root / "staging"
         self._spool = root / "spool"
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="storage")
-        # of their own: a writer on one of the threads above waits for its hash
-        self._hashers = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="hash")
+        self._threads = Threads()
         self._syncs: dict[Path, asyncio.Future[None]] = {}
 
     def open(self, epoch: UUID) -> None:
@@ -191,14 +186,16 @@ class LocalStore:
                 f"says {epoch}); if a dump was restored on purpose, write that id into the file")
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work on one of the store's threads."""
-        with metrics.queued("storage"):
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, functools.partial(work, *args, **kwargs))
+        """Do blocking work that is soon done on one of the store's threads."""
+        return await self._threads.run(work, *args, **kwargs)
+
+    async def run_through(self, size_bytes: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do blocking work that goes through so many bytes; nothing short waits for it."""
+        return await self._threads.run_through(size_bytes, work, *args, **kwargs)
 
     def writer(self) -> LocalWriter:
         """Begin a new blob."""
-        return LocalWriter(self._staging, self._hashers)
+        return LocalWriter(self._staging, self._threads.hashers)
 
     def small_writer(self, key: BlobKey | None) -> MemoryWriter:
         """Begin a new blob that stays in memory until it is placed."""
@@ -267,8 +264,9 @@ class LocalStore:
         """Hash a claimed body and force it to the disk, both at once: one is for the processor, one for the disk."""
         path = self._staged(claim.key)
         try:
-            sha256, crc32, _ = await asyncio.gather(
-                self.run(self._hash_file, path), self.run(self._sum_file, path), self.run(self._sync_file, path))
+            sha256, crc32, _ = await asyncio.gather(self.run_through(claim.size_bytes, self._hash_file, path),
+                                                    self.run_through(claim.size_bytes, self._sum_file, path),
+                                                    self.run_through(claim.size_bytes, self._sync_file, path))
         except OSError as error:
             raise explain(error) from error
         return Staged(key=claim.key, size_bytes=claim.size_bytes, sha256=sha256, crc32=crc32)
@@ -289,7 +287,8 @@ class LocalStore:
 
     async def crc32(self, key: BlobKey) -> int:
         """Read a placed blob for its checksum."""
-        return await self.run(self._sum_file, self.path(key))
+        path = self.path(key)
+        return await self.run_through((await self.run(path.stat)).st_size, self._sum_file, path)
 
     def scratch(self) -> BinaryIO:
         """A file without a name, for what is too much for memory; it is gone when it is closed."""
@@ -394,5 +393,4 @@ class LocalStore:
 
     def close(self) -> None:
         """End the threads."""
-        self._executor.shutdown(wait=True)
-        self._hashers.shutdown(wait=True)
+        self._threads.close()
