@@ -114,15 +114,17 @@ async def update_restored(conn: Connection, file_id: FileId, *, parent_id: FileI
 
 
 LIST_EXPIRED_TRASH = """
--- what has been in the trash for too long
-SELECT user_id, id FROM files WHERE deleted_at < now() - make_interval(secs => $1) ORDER BY deleted_at LIMIT $2
+-- what has been in the trash for too long, but for what could not be deleted
+SELECT user_id, id FROM files WHERE deleted_at < now() - make_interval(secs => $1) AND id <> ALL($2::uuid[])
+ORDER BY deleted_at LIMIT $3
 """
 
 
-async def list_expired_trash(conn: Connection, *, age_seconds: float, limit: int) -> list[tuple[UserId, FileId]]:
+async def list_expired_trash(conn: Connection, *, age_seconds: float, skip: list[FileId],
+                             limit: int) -> list[tuple[UserId, FileId]]:
     """Accounts and items whose time in the trash is over."""
     return [(UserId(row["user_id"]), FileId(row["id"]))
-            for row in await conn.fetch(LIST_EXPIRED_TRASH, age_seconds, limit)]
+            for row in await conn.fetch(LIST_EXPIRED_TRASH, age_seconds, skip, limit)]
 
 
 IS_NAME_TAKEN = """

@@ -1,11 +1,13 @@
 """The trash: look, bring back, empty."""
 
+import functools
 from datetime import datetime
 from uuid import UUID
 
 from service import names
 from service.db import blobs, files, trash, users
 from service.db.pool import Connection, Database
+from service.domain.attempts import Attempts
 from service.domain.audit import record
 from service.domain.places import Place, check_room_below, free_name, get, make_folders, naming
 from service.domain.requests import begun, once
@@ -77,14 +79,19 @@ class Trash:
             after = (items[-1].deleted_at, items[-1].id)
         await once(self._database, caller.user_id, end)
 
-    async def purge_expired(self, *, age_seconds: float) -> int:
-        """Delete what has been in anybody's trash for too long; how many items."""
+    async def purge_expired(self, *, age_seconds: float, attempts: Attempts) -> int:
+        """Delete what has been in anybody's trash for too long; how many items.  What cannot go is passed over."""
         purged = 0
+        stuck: list[FileId] = []
         while True:
             async with self._database.connection() as conn:
-                expired = await trash.list_expired_trash(conn, age_seconds=age_seconds, limit=BATCH)
+                expired = await trash.list_expired_trash(conn, age_seconds=age_seconds, skip=stuck, limit=BATCH)
             for user_id, item_id in expired:
-                purged += await self._purge(user_id, item_id)
+                is_gone = await attempts.make(functools.partial(self._purge, user_id, item_id), part="trash",
+                                              user=str(user_id), item=str(item_id))
+                if is_gone is None:
+                    stuck.append(item_id)
+                purged += bool(is_gone)
             if len(expired) < BATCH:
                 return purged
 
