@@ -10,6 +10,7 @@ from service import metrics
 from service.db.turns import Turns
 from service.domain.attempts import Incomplete
 from service.domain.housekeeping import Ages, Housekeeping
+from service.domain.trash import Trash
 from service.domain.upkeep import Pacing, Upkeep
 from service.errors import Unavailable
 from service.model import BlobKey, Caller
@@ -163,3 +164,42 @@ async def test_round_ends_when_the_database_is_gone(
     assert "housekeeping.failed" not in [line["event"] for line in logs]  # it is one fault, not one of each item
     assert len(await in_trash(world)) == 2 and garbage in world.blobs()
     assert failpoints.count("versions.list_files_with_old before") == 0
+
+
+# --- what has come back meanwhile ---
+
+async def out_and_in_again(world: World, caller: Caller) -> None:
+    """The owner brings the one item of the trash back, and deletes it again."""
+    trash = Trash(world.database)
+    [item] = await trash.list(caller, after=None, limit=9)
+    await trash.restore(caller, item.id)
+    await world.files.delete(caller, item.id)
+
+
+@pytest.mark.parametrize("way", ["expiry", "empty"])
+async def test_item_that_was_restored_and_trashed_again_meanwhile_stays(
+        world: World, caller: Caller, housekeeping: Housekeeping, failpoints: Failpoints, way: str) -> None:
+    async def act(conn: object) -> None:
+        await out_and_in_again(world, caller)
+
+    await trash_old(world, caller, "/a")
+    failpoints.reset()
+    if way == "expiry":
+        failpoints.arm("trash.list_expired_trash after", act)
+        await housekeeping.run()
+    else:
+        failpoints.arm("trash.list_trash after", act)
+        await Trash(world.database).empty(caller)
+    assert failpoints.was_hit and await in_trash(world) == ["a"]
+    await check_all(world.dsn, world.root)
+    await Trash(world.database).empty(caller)
+    assert await in_trash(world) == []
+
+
+async def test_item_that_is_named_goes_whenever_it_was_deleted(world: World, caller: Caller) -> None:
+    await world.put(caller, "/a", b"a")
+    await world.files.delete(caller, ("a",))
+    [item] = await Trash(world.database).list(caller, after=None, limit=9)
+    await out_and_in_again(world, caller)
+    await Trash(world.database).purge(caller, item.id)
+    assert await in_trash(world) == []
