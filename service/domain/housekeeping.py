@@ -42,17 +42,18 @@ class Housekeeping:
         self._store = store
         self._ages = ages
 
-    async def run(self) -> None:
+    async def run(self, *, by_age: bool = True) -> None:
         """One round of everything: each part by itself, and in what goes by its age each item.
 
-        Raises Incomplete at the end if something failed, Unavailable at once if the database is gone.
+        Without `by_age` the trash, former versions and trails stay.  Raises Incomplete at the end if something failed,
+        Unavailable at once if the database is gone.
         """
         attempts = Attempts(self._database)
-        if self._ages.trash_days:
+        if by_age and self._ages.trash_days:
             await attempts.make(lambda: self._expire_trash(attempts), part="trash")
-        if self._ages.versions_days:
+        if by_age and self._ages.versions_days:
             await attempts.make(lambda: self._expire_versions(attempts), part="versions")
-        if self._ages.audit_days:
+        if by_age and self._ages.audit_days:
             await attempts.make(self._expire_audit, part="audit")
         metrics.SWEPT.labels("requests").inc(await attempts.make(self.forget_requests, part="requests") or 0)
         metrics.SWEPT.labels("blobs").inc(await attempts.make(self.sweep, part="blobs") or 0)

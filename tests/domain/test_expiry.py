@@ -1,6 +1,7 @@
 """What goes by its age: each item by itself, and only what has had its time."""
 
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from service.model import BlobKey, Caller
 from service.names import split_path
 from service.storage.inspection import LocalInspector
 from tests.domain.failpoints import Failpoints, raise_refusal, raise_surprise
+from tests.domain.test_strays import age, litter
 from tests.invariants import check_all
 from tests.world import World
 
@@ -203,3 +205,58 @@ async def test_item_that_is_named_goes_whenever_it_was_deleted(world: World, cal
     await out_and_in_again(world, caller)
     await Trash(world.database).purge(caller, item.id)
     assert await in_trash(world) == []
+
+
+# --- clocks ---
+
+async def left(world: World) -> tuple[int, int, int, int]:
+    """How much there is that goes by its age: trash, versions, lines of trails, files in quarantine."""
+    return (len(await in_trash(world)), await old_versions(world),
+            await world.observer.fetchval("SELECT count(*) FROM audit WHERE at < now() - interval '90 days'"),
+            len(list((world.root / "quarantine").glob("*"))))
+
+
+@pytest.mark.parametrize("hours", [25, -25, 9000])
+async def test_nothing_goes_by_its_age_while_the_clocks_disagree(
+        world: World, caller: Caller, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """One of them is wrong, and it may be PostgreSQL's, by which the ages are.  All else goes on."""
+    upkeep._strays._settle_seconds = 0.0
+    garbage = await two_of_each(world, caller)
+    await world.observer.execute("UPDATE audit SET at = at - interval '91 days'")
+    key = litter(world)
+    for column in ("first_seen_at", "quarantined_at"):
+        assert await upkeep.look()
+        await age(world, column, 9 * 24)
+        await world.observer.execute("DELETE FROM checks")
+    before = await left(world)
+    assert min(before) > 0 and world.store.path(key).exists() is False
+    with monkeypatch.context() as moved:
+        moved.setattr("service.domain.clocks.own_time", lambda: datetime.now(UTC) + timedelta(hours=hours))
+        for _ in range(2):
+            with capture_logs() as logs:
+                assert await upkeep.round() and await upkeep.look()
+            assert await left(world) == before and garbage not in world.blobs()
+            assert metrics.HELD.labels("clocks")._value.get() == 1
+            held = [line for line in logs if line["event"] == "removals.held" and line["log_level"] == "error"]
+            assert len(held) == 2 and all("clocks disagree" in line["reason"] for line in held)
+            await world.observer.execute("DELETE FROM checks")
+    assert await upkeep.round() and await upkeep.look()
+    assert await left(world) == (0, 0, 0, 0) and metrics.HELD.labels("clocks")._value.get() == 0
+
+
+async def test_clocks_that_differ_by_hours_hold_nothing(
+        world: World, caller: Caller, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time zone that was set wrong: it is less than the least age."""
+    monkeypatch.setattr("service.domain.clocks.own_time", lambda: datetime.now(UTC) - timedelta(hours=14))
+    await two_of_each(world, caller)
+    assert await upkeep.round()
+    assert (await in_trash(world), await old_versions(world)) == ([], 0)
+
+
+async def test_clock_that_nobody_can_read_holds_what_goes_by_its_age(
+        world: World, caller: Caller, upkeep: Upkeep, failpoints: Failpoints) -> None:
+    garbage = await two_of_each(world, caller)
+    failpoints.reset()
+    failpoints.arm("instance.get_time before", raise_surprise)
+    assert not await upkeep.round()
+    assert failpoints.was_hit and len(await in_trash(world)) == 2 and garbage not in world.blobs()

@@ -214,6 +214,24 @@ async def test_leftovers_are_removed_by_their_age(world: World, inspector: Local
     assert world.staged() == []
 
 
+async def test_what_was_done_in_the_future_is_due(
+        world: World, caller: Caller, inspector: LocalInspector) -> None:
+    """PostgreSQL's clock was ahead, and was set right: nothing waits for that time to come."""
+    await world.put(caller, "/a", b"some bytes")
+    upkeep, scrub = make(world, inspector), Scrub(world.database, inspector)
+    litter(world)
+    assert await do_all(upkeep) and await scrub.verify_due(unpaced, may_move=True) == 1
+    await world.observer.execute("UPDATE checks SET finished_at = now() + interval '1 year'")
+    await world.observer.execute("UPDATE blobs SET verified_at = now() + interval '1 year'")
+    await age(world, "last_seen_at", -9000)
+    await age(world, "first_seen_at", -9000)
+    assert await do_all(upkeep)
+    assert await world.observer.fetchval("SELECT count(*) FROM checks WHERE finished_at <= now()") == 4
+    assert await scrub.verify_due(unpaced, may_move=True) == 1
+    assert await scrub.verify_due(unpaced, may_move=True) == 0
+    assert await do_all(upkeep)
+
+
 # --- a database that is older than its data root ---
 
 async def test_each_round_counts_here_and_there(world: World, inspector: LocalInspector) -> None:
