@@ -1,13 +1,16 @@
 """What goes by its age: each item by itself, and only what has had its time."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
 from service import metrics
+from service.db import blobs
 from service.db.turns import Turns
 from service.domain.attempts import Incomplete
 from service.domain.housekeeping import Ages, Housekeeping
@@ -166,6 +169,35 @@ async def test_round_ends_when_the_database_is_gone(
     assert "housekeeping.failed" not in [line["event"] for line in logs]  # it is one fault, not one of each item
     assert len(await in_trash(world)) == 2 and garbage in world.blobs()
     assert failpoints.count("versions.list_files_with_old before") == 0
+
+
+SLOW_BLOBS = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.6); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE UPDATE ON blobs FOR EACH ROW EXECUTE FUNCTION slow()
+"""
+
+
+async def test_blobs_of_a_very_large_folder_have_the_time_that_its_deletion_has(world: World, caller: Caller) -> None:
+    """Longer than other statements, of which the longest time is a small one here."""
+    key = (await world.put(caller, "/a", b"a")).file.blob_key
+    connection = await asyncpg.connect(world.dsn, command_timeout=0.3)
+    async with world.observer.acquire() as other:
+        locked, slow = other.transaction(), connection.transaction()
+        await locked.start()
+        await other.execute("SELECT FROM blobs WHERE id = $1 FOR UPDATE", key)
+
+        async def let_go() -> None:
+            await other.execute("SELECT pg_sleep(0.6)")
+            await locked.rollback()
+
+        await asyncio.gather(blobs.lock_blobs(connection, [key]), let_go())
+    await slow.start()
+    await connection.execute(SLOW_BLOBS, timeout=60)
+    await connection.execute("DELETE FROM versions", timeout=60)
+    await blobs.release_blobs(connection, [key])
+    assert await connection.fetchval("SELECT unref_since IS NOT NULL FROM blobs", timeout=60)
+    await slow.rollback()
+    await connection.close()
 
 
 # --- what has come back meanwhile ---
