@@ -54,7 +54,7 @@ LAST_SWEEP = Gauge("file_storage_last_sweep_timestamp_seconds", "When housekeepi
 # of the worker whose turn it was last
 FINDINGS = Gauge("file_storage_findings", "What the last check found; 0 is right, but for quarantine", ["kind"],
                  multiprocess_mode="mostrecent", registry=_OWN)
-HELD = Gauge("file_storage_removals_held", "1: nothing is removed from the disk, since something is wrong", ["reason"],
+HELD = Gauge("file_storage_removals_held", "1: nothing is removed from the disk (clocks: by its age)", ["reason"],
              multiprocess_mode="mostrecent", registry=_OWN)
 LAST_CHECK = Gauge("file_storage_last_check_timestamp_seconds", "When a check was last done to its end", ["check"],
                    multiprocess_mode="max", registry=_OWN)

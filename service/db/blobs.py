@@ -65,7 +65,7 @@ SELECT FROM blobs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
 
 async def lock_blobs(conn: Connection, keys: list[BlobKey]) -> None:
     """Keep others from referring to these blobs, and from letting go of them, until the transaction ends."""
-    await conn.execute(LOCK_BLOBS, keys)
+    await conn.execute(LOCK_BLOBS, keys, timeout=600)
 
 
 RELEASE_BLOBS = """
@@ -80,7 +80,7 @@ async def release_blobs(conn: Connection, keys: list[BlobKey]) -> None:
     if not keys:
         return
     await lock_blobs(conn, keys)
-    await conn.execute(RELEASE_BLOBS, keys)
+    await conn.execute(RELEASE_BLOBS, keys, timeout=600)
 
 
 RELEASE_USER = """

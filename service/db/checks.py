@@ -3,8 +3,9 @@
 from service.db.pool import Connection
 
 IS_DUE = """
--- never done, or too long ago
-SELECT NOT EXISTS (SELECT FROM checks WHERE name = $1 AND finished_at > now() - make_interval(secs => $2))
+-- never done, or too long ago; or done by a clock that was ahead
+SELECT NOT EXISTS (SELECT FROM checks
+                   WHERE name = $1 AND finished_at > now() - make_interval(secs => $2) AND finished_at <= now())
 """
 
 

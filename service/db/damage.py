@@ -45,12 +45,15 @@ async def list_expected(conn: Connection, *, after: BlobKey | None, limit: int) 
 
 
 LIST_UNVERIFIED = """
--- whose bytes were not read back for too long; what never was comes first.  Two ranges of one index
+-- whose bytes were not read back for too long; what never was comes first, what was by a clock that was ahead comes
+-- last.  Three ranges of one index
 SELECT id, size_bytes, sha256, kind
 FROM ((SELECT * FROM blobs WHERE referable AND verified_at IS NULL LIMIT $2)
       UNION ALL
       (SELECT * FROM blobs WHERE referable AND verified_at <= now() - make_interval(secs => $1)
-       ORDER BY verified_at LIMIT $2)) AS due
+       ORDER BY verified_at LIMIT $2)
+      UNION ALL
+      (SELECT * FROM blobs WHERE referable AND verified_at > now() ORDER BY verified_at LIMIT $2)) AS due
 LEFT JOIN damaged_blobs ON blob_id = id
 ORDER BY verified_at NULLS FIRST LIMIT $2
 """

@@ -1,5 +1,6 @@
-"""Which database this is, and how far it has counted."""
+"""Which database this is, how far it has counted, and what time it is there."""
 
+from datetime import datetime
 from uuid import UUID
 
 from service.db.pool import Connection
@@ -49,3 +50,15 @@ SELECT EXISTS (SELECT FROM blobs)
 async def has_blobs(conn: Connection) -> bool:
     """Whether there are blobs, those that are about to be removed too."""
     return bool(await conn.fetchval(HAS_BLOBS))
+
+
+GET_TIME = """
+-- of the clock by which all ages are
+SELECT clock_timestamp()
+"""
+
+
+async def get_time(conn: Connection) -> datetime:
+    """What time it is."""
+    found: datetime = await conn.fetchval(GET_TIME)
+    return found

@@ -18,9 +18,10 @@ async def list_unknown(conn: Connection, keys: list[BlobKey]) -> list[BlobKey]:
 
 
 INSERT_SIGHTINGS = """
--- seen again, or for the first time
+-- seen again, or for the first time; a first time that is still to come was one of a clock that was ahead
 INSERT INTO strays (blob_id, size_bytes) SELECT * FROM unnest($1::uuid[], $2::bigint[])
-ON CONFLICT (blob_id) DO UPDATE SET last_seen_at = now(), size_bytes = excluded.size_bytes
+ON CONFLICT (blob_id) DO UPDATE SET first_seen_at = least(strays.first_seen_at, now()), last_seen_at = now(),
+                                    size_bytes = excluded.size_bytes
 """
 
 

@@ -80,16 +80,21 @@ async def list_trash(conn: Connection, user_id: UserId, *, after: tuple[datetime
 
 
 LOCK_TRASHED = """
--- an item of the account's trash, locked against a second restoration
+-- an item of the account's trash, locked against a second restoration; with a time only if it was put there at that
 SELECT id, is_folder, name, trashed_from, trashed_parent_id, deleted_at, 0::bigint AS size_bytes,
        0::bigint AS file_count
-FROM files WHERE id = $2 AND user_id = $1 AND deleted_at IS NOT NULL FOR UPDATE
+FROM files WHERE id = $2 AND user_id = $1 AND deleted_at IS NOT NULL
+  AND ($3::timestamptz IS NULL OR deleted_at = $3) FOR UPDATE
 """
 
 
-async def lock_trashed(conn: Connection, user_id: UserId, file_id: FileId) -> TrashItem | None:
-    """Lock an item of the account's trash (its sizes are not counted here); None if there is none of that id."""
-    row = await conn.fetchrow(LOCK_TRASHED, user_id, file_id)
+async def lock_trashed(conn: Connection, user_id: UserId, file_id: FileId, *,
+                       deleted_at: datetime | None = None) -> TrashItem | None:
+    """Lock an item of the account's trash (its sizes are not counted here); None if there is none of that id.
+
+    With `deleted_at` there is none either if it was restored and put there again since.
+    """
+    row = await conn.fetchrow(LOCK_TRASHED, user_id, file_id, deleted_at)
     return None if row is None else _item(row)
 
 
@@ -114,15 +119,17 @@ async def update_restored(conn: Connection, file_id: FileId, *, parent_id: FileI
 
 
 LIST_EXPIRED_TRASH = """
--- what has been in the trash for too long
-SELECT user_id, id FROM files WHERE deleted_at < now() - make_interval(secs => $1) ORDER BY deleted_at LIMIT $2
+-- what has been in the trash for too long, but for what could not be deleted
+SELECT user_id, id, deleted_at FROM files WHERE deleted_at < now() - make_interval(secs => $1) AND id <> ALL($2::uuid[])
+ORDER BY deleted_at LIMIT $3
 """
 
 
-async def list_expired_trash(conn: Connection, *, age_seconds: float, limit: int) -> list[tuple[UserId, FileId]]:
-    """Accounts and items whose time in the trash is over."""
-    return [(UserId(row["user_id"]), FileId(row["id"]))
-            for row in await conn.fetch(LIST_EXPIRED_TRASH, age_seconds, limit)]
+async def list_expired_trash(conn: Connection, *, age_seconds: float, skip: list[FileId],
+                             limit: int) -> list[tuple[UserId, FileId, datetime]]:
+    """Accounts and items whose time in the trash is over, and when they were put there."""
+    return [(UserId(row["user_id"]), FileId(row["id"]), row["deleted_at"])
+            for row in await conn.fetch(LIST_EXPIRED_TRASH, age_seconds, skip, limit)]
 
 
 IS_NAME_TAKEN = """

@@ -120,16 +120,18 @@ async def delete_numbered(conn: Connection, file_id: FileId, number: int) -> Pru
 
 
 LIST_FILES_WITH_OLD = """
--- files that have versions which were replaced too long ago; what is itself in the trash goes with that
+-- files that have versions which were replaced too long ago, but for those that would not go; what is itself in the
+-- trash goes with that
 SELECT DISTINCT user_id, file_id FROM versions JOIN files ON files.id = file_id
-WHERE replaced_at < now() - make_interval(secs => $1) AND deleted_at IS NULL LIMIT $2
+WHERE replaced_at < now() - make_interval(secs => $1) AND deleted_at IS NULL AND file_id <> ALL($2::uuid[]) LIMIT $3
 """
 
 
-async def list_files_with_old(conn: Connection, *, age_seconds: float, limit: int) -> list[tuple[UserId, FileId]]:
+async def list_files_with_old(conn: Connection, *, age_seconds: float, skip: list[FileId],
+                              limit: int) -> list[tuple[UserId, FileId]]:
     """Accounts and their files with versions that were replaced longer ago than that."""
     return [(UserId(row["user_id"]), FileId(row["file_id"]))
-            for row in await conn.fetch(LIST_FILES_WITH_OLD, age_seconds, limit)]
+            for row in await conn.fetch(LIST_FILES_WITH_OLD, age_seconds, skip, limit)]
 
 
 DELETE_OLD = """

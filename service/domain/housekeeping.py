@@ -10,6 +10,7 @@ import structlog
 from service import metrics
 from service.db import audit, backup, blobs, links, requests, sessions
 from service.db.pool import Connection, Database
+from service.domain.attempts import Attempts
 from service.domain.trash import Trash
 from service.domain.versions import Versions
 from service.model import BlobKey
@@ -41,23 +42,39 @@ class Housekeeping:
         self._store = store
         self._ages = ages
 
-    async def run(self) -> None:
-        """One round of everything."""
-        if self._ages.trash_days:
-            items = await Trash(self._database).purge_expired(age_seconds=self._ages.trash_days * DAY_SECONDS)
-            metrics.SWEPT.labels("trash").inc(items)
-            log.info("trash.expired", items=items)
-        if self._ages.versions_days:
-            versions = Versions(self._database, keep=0)
-            count = await versions.forget_old(age_seconds=self._ages.versions_days * DAY_SECONDS)
-            metrics.SWEPT.labels("versions").inc(count)
-            log.info("versions.expired", files=count)
-        if self._ages.audit_days:
-            lines = await self._forget_audit()
-            metrics.SWEPT.labels("audit").inc(lines)
-            log.info("audit.expired", lines=lines)
-        metrics.SWEPT.labels("requests").inc(await self.forget_requests())
-        metrics.SWEPT.labels("blobs").inc(await self.sweep())
+    async def run(self, *, by_age: bool = True) -> None:
+        """One round of everything: each part by itself, and in what goes by its age each item.
+
+        Without `by_age` the trash, former versions and trails stay.  Raises Incomplete at the end if something failed,
+        Unavailable at once if the database is gone.
+        """
+        attempts = Attempts(self._database)
+        if by_age and self._ages.trash_days:
+            await attempts.make(lambda: self._expire_trash(attempts), part="trash")
+        if by_age and self._ages.versions_days:
+            await attempts.make(lambda: self._expire_versions(attempts), part="versions")
+        if by_age and self._ages.audit_days:
+            await attempts.make(self._expire_audit, part="audit")
+        metrics.SWEPT.labels("requests").inc(await attempts.make(self.forget_requests, part="requests") or 0)
+        metrics.SWEPT.labels("blobs").inc(await attempts.make(self.sweep, part="blobs") or 0)
+        attempts.end()
+
+    async def _expire_trash(self, attempts: Attempts) -> None:
+        age_seconds = self._ages.trash_days * DAY_SECONDS
+        items = await Trash(self._database).purge_expired(age_seconds=age_seconds, attempts=attempts)
+        metrics.SWEPT.labels("trash").inc(items)
+        log.info("trash.expired", items=items)
+
+    async def _expire_versions(self, attempts: Attempts) -> None:
+        age_seconds = self._ages.versions_days * DAY_SECONDS
+        files = await Versions(self._database, keep=0).forget_old(age_seconds=age_seconds, attempts=attempts)
+        metrics.SWEPT.labels("versions").inc(files)
+        log.info("versions.expired", files=files)
+
+    async def _expire_audit(self) -> None:
+        lines = await self._forget_audit()
+        metrics.SWEPT.labels("audit").inc(lines)
+        log.info("audit.expired", lines=lines)
 
     async def forget_requests(self, *, hours: int = REQUEST_HOURS) -> int:
         """Forget requests with a key, and so their answers, a part in each transaction; how many."""

@@ -14,7 +14,7 @@ from service.db import damage
 from service.db.damage import Affected, Expected
 from service.db.pool import Database
 from service.domain.findings import Finding
-from service.model import BlobKey, Damage
+from service.model import BlobKey, Damage, new_uuid
 from service.storage.base import Inspector, Pace
 
 log = structlog.get_logger()
@@ -160,9 +160,18 @@ class Scrub:
             if (await self._inspector.measure([blob.key]))[blob.key] is None:
                 return  # it is already
             log.error("blob.set_aside", blob=str(blob.key), size=blob.size_bytes, reason=kind)
-            await self._inspector.set_aside(blob.key)
+            try:
+                await self._inspector.set_aside(blob.key)
+            except FileExistsError:  # of a former time, and it stays: a good copy, put there since, has rotted too
+                await self._set_aside_again(blob.key)
         except OSError as error:
             log.error("blob.stuck", blob=str(blob.key), error=str(error))
+
+    async def _set_aside_again(self, key: BlobKey) -> None:
+        """Under a key that no row has: `Strays` finds it like anybody's there, and it goes after its days."""
+        as_key = BlobKey(new_uuid())
+        log.error("blob.set_aside_again", blob=str(key), under=str(as_key))
+        await self._inspector.set_aside(key, as_key=as_key)
 
     # --- rounds of the service ---
 

@@ -1,11 +1,13 @@
 """The trash: look, bring back, empty."""
 
+import functools
 from datetime import datetime
 from uuid import UUID
 
 from service import names
 from service.db import blobs, files, trash, users
 from service.db.pool import Connection, Database
+from service.domain.attempts import Attempts
 from service.domain.audit import record
 from service.domain.places import Place, check_room_below, free_name, get, make_folders, naming
 from service.domain.requests import begun, once
@@ -73,28 +75,35 @@ class Trash:
         after = None if begun_at is None else (begun_at, _LAST)
         while after is not None and (items := await self.list(caller, after=after, limit=BATCH)):
             for item in items:
-                await self._purge(caller.user_id, item.id)
+                await self._purge(caller.user_id, item.id, item.deleted_at)
             after = (items[-1].deleted_at, items[-1].id)
         await once(self._database, caller.user_id, end)
 
-    async def purge_expired(self, *, age_seconds: float) -> int:
-        """Delete what has been in anybody's trash for too long; how many items."""
+    async def purge_expired(self, *, age_seconds: float, attempts: Attempts) -> int:
+        """Delete what has been in anybody's trash for too long; how many items.  What cannot go is passed over."""
         purged = 0
+        stuck: list[FileId] = []
         while True:
             async with self._database.connection() as conn:
-                expired = await trash.list_expired_trash(conn, age_seconds=age_seconds, limit=BATCH)
-            for user_id, item_id in expired:
-                purged += await self._purge(user_id, item_id)
+                expired = await trash.list_expired_trash(conn, age_seconds=age_seconds, skip=stuck, limit=BATCH)
+            for user_id, item_id, deleted_at in expired:
+                is_gone = await attempts.make(functools.partial(self._purge, user_id, item_id, deleted_at),
+                                              part="trash", user=str(user_id), item=str(item_id))
+                if is_gone is None:
+                    stuck.append(item_id)
+                purged += bool(is_gone)
             if len(expired) < BATCH:
                 return purged
 
-    async def _purge(self, user_id: UserId, item_id: FileId) -> bool:
-        return await self._database.in_transaction(lambda conn: _purge(conn, user_id, item_id), account=user_id)
+    async def _purge(self, user_id: UserId, item_id: FileId, deleted_at: datetime) -> bool:
+        return await self._database.in_transaction(lambda conn: _purge(conn, user_id, item_id, deleted_at),
+                                                   account=user_id)
 
 
-async def _purge(conn: Connection, user_id: UserId, item_id: FileId) -> bool:
+async def _purge(conn: Connection, user_id: UserId, item_id: FileId, deleted_at: datetime | None = None) -> bool:
+    """Delete an item for good; False if it is not in the trash, or not since `deleted_at` any more."""
     await files.lock_tree(conn, user_id)  # what is summed must be what is deleted
-    item = await trash.lock_trashed(conn, user_id, item_id)
+    item = await trash.lock_trashed(conn, user_id, item_id, deleted_at=deleted_at)
     if item is None:
         return False
     held = await trash.sum_tree(conn, item_id)

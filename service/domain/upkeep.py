@@ -13,6 +13,7 @@ from service import metrics
 from service.db import checks, damage
 from service.db.pool import Database
 from service.db.turns import Turns
+from service.domain.clocks import Clocks
 from service.domain.consistency import Consistency
 from service.domain.housekeeping import Housekeeping
 from service.domain.leftovers import Leftovers
@@ -47,12 +48,13 @@ class Upkeep:
         self._turns = turns
         self._housekeeping = housekeeping
         self._pacing = pacing
+        self._clocks = Clocks(database)
         self._pairing = Pairing(database, inspector)
         self._leftovers = Leftovers(inspector)
         self._strays = Strays(database, inspector, quarantine_days=quarantine_days)
         self._scrub = Scrub(database, inspector)
         self._consistency = Consistency(database)
-        self._is_held = self._is_older = True  # until that was looked at
+        self._is_held = self._is_older = self._is_timeless = True  # until that was looked at
 
     async def run(self) -> None:
         """Wait for the turn, do the work while it lasts; returns never."""
@@ -106,7 +108,7 @@ class Upkeep:
         """Remove what has to go, unless there is an objection; whether nothing went wrong."""
         steps = [await self._find_objections()]
         if not self._is_held:
-            steps += [await self._step("housekeeping", self._housekeeping.run),
+            steps += [await self._step("housekeeping", lambda: self._housekeeping.run(by_age=not self._is_timeless)),
                       await self._if_due("leftovers", HOUR_SECONDS, self._remove_leftovers)]
         metrics.count_sweep("ok" if all(steps) else "failed")
         return all(steps)
@@ -121,21 +123,26 @@ class Upkeep:
             await self._step("metrics", self._show_damage)])
 
     async def _find_objections(self) -> bool:
-        """Look whether there is a reason to remove nothing; not to know is one.  Whether nothing went wrong."""
+        """Look whether there is a reason to remove nothing, or nothing by its age; not to know is one.
+
+        Whether nothing went wrong.
+        """
         found: dict[str, str | None] = {}
 
         async def ask(name: str, question: Callable[[], Awaitable[str | None]]) -> None:
             found[name] = await question()
 
         steps = [await self._step("pairing", lambda: ask("pairing", self._pairing.confirm)),
-                 await self._step("strays", lambda: ask("strays", self._strays.find_objection))]
-        for name in ("pairing", "strays"):
+                 await self._step("strays", lambda: ask("strays", self._strays.find_objection)),
+                 await self._step("clocks", lambda: ask("clocks", self._clocks.find_objection))]
+        for name in ("pairing", "strays", "clocks"):
             reason = found.get(name, "it could not be found out whether anything may be removed")
             metrics.HELD.labels(name).set(reason is not None)
             if reason is not None:
                 log.error("removals.held", reason=reason)
         self._is_older = found.get("pairing", "") is not None
         self._is_held = self._is_older or found.get("strays", "") is not None
+        self._is_timeless = found.get("clocks", "") is not None
         return all(steps)
 
     async def _step(self, name: str, work: Callable[[], Awaitable[object]]) -> bool:
@@ -172,7 +179,7 @@ class Upkeep:
         metrics.FINDINGS.labels("quarantine").set(len(walk.quarantined))
         for finding in (await self._strays.describe(walk))[:MOST_LINES]:
             log.warning("check.finding", kind=finding.kind, subject=finding.subject, detail=finding.detail)
-        if not self._is_older:
+        if not self._is_older and not self._is_timeless:
             try:
                 metrics.SWEPT.labels("strays").inc(len((await self._strays.treat(walk)).removed))
                 metrics.HELD.labels("strays").set(0)

@@ -1,7 +1,10 @@
 """Former versions of files: look, bring back, forget.  Sending one is `Content.deliver`."""
 
+import functools
+
 from service.db import blobs, files, users, versions
 from service.db.pool import Connection, Database
+from service.domain.attempts import Attempts
 from service.domain.audit import record
 from service.domain.content import check_conditions, no_such_version, supersede
 from service.domain.places import Place, get, get_locked
@@ -72,19 +75,26 @@ class Versions:
 
         await once(self._database, caller.user_id, work)
 
-    async def forget_old(self, *, age_seconds: float) -> int:
-        """Forget everybody's versions that were replaced longer ago than that; of how many files."""
+    async def forget_old(self, *, age_seconds: float, attempts: Attempts) -> int:
+        """Forget everybody's versions that were replaced longer ago than that; of how many files.
+
+        What cannot go is passed over.
+        """
         done = 0
+        stuck: list[FileId] = []
         while True:
             async with self._database.connection() as conn:
-                found = await versions.list_files_with_old(conn, age_seconds=age_seconds, limit=BATCH)
+                found = await versions.list_files_with_old(conn, age_seconds=age_seconds, skip=stuck, limit=BATCH)
             for user_id, file_id in found:
-                await self._forget_old(user_id, file_id, age_seconds)
-            done += len(found)
+                if await attempts.make(functools.partial(self._forget_old, user_id, file_id, age_seconds),
+                                       part="versions", user=str(user_id), item=str(file_id)):
+                    done += 1
+                else:
+                    stuck.append(file_id)
             if len(found) < BATCH:
                 return done
 
-    async def _forget_old(self, user_id: UserId, file_id: FileId, age_seconds: float) -> None:
+    async def _forget_old(self, user_id: UserId, file_id: FileId, age_seconds: float) -> bool:
         async def work(conn: Connection) -> None:
             await files.lock_tree_shared(conn, user_id)
             if await files.lock_file(conn, file_id) is None:
@@ -98,6 +108,7 @@ class Versions:
                 await users.update_usage(conn, user_id, trash_bytes=-pruned.size_bytes)
 
         await self._database.in_transaction(work)
+        return True
 
 
 def _as_file(found: File | Folder) -> File:

@@ -173,10 +173,11 @@ class Inspector(Protocol):
     async def hash(self, key: BlobKey, pace: Pace, *, aside: bool = False) -> bytes | None:
         """The SHA-256 of a file as it is on the disk; None if it is not there.  Raises OSError."""
 
-    async def set_aside(self, key: BlobKey) -> bool:
+    async def set_aside(self, key: BlobKey, *, as_key: BlobKey | None = None) -> bool:
         """Move a file from the blobs into quarantine, durably; False if it is not there (any more).
 
-        Raises FileExistsError if another file of that key lies there, and OSError.
+        It lies there under its own key, or under `as_key`.  Raises FileExistsError if another file of that key lies
+        there, and OSError.
         """
 
     async def put_back(self, key: BlobKey) -> bool:

@@ -1,6 +1,6 @@
 """Looking after the files of a data root: what lies there, whether it is whole, setting aside what should not.
 
-    quarantine/   files that were set aside, under their keys
+    quarantine/   files that were set aside, under their keys; what is set aside again: under keys that no row has
     HIGH_WATER    how far the database had counted when something was last removed (domain/pairing.py)
 
 Everything runs on one thread of its own, so that it never stands in the way of an upload.
@@ -170,12 +170,13 @@ class LocalInspector:
 
     # --- setting aside ---
 
-    async def set_aside(self, key: BlobKey) -> bool:
+    async def set_aside(self, key: BlobKey, *, as_key: BlobKey | None = None) -> bool:
         """Move a file from the blobs into quarantine, durably; False if it is not there (any more).
 
-        Raises FileExistsError if another file of that key lies there, and OSError.
+        It lies there under its own key, or under `as_key`.  Raises FileExistsError if another file of that key lies
+        there, and OSError.
         """
-        return await self._run(self._move, self._path(key, aside=False), self._path(key, aside=True))
+        return await self._run(self._move, self._path(key, aside=False), self._path(as_key or key, aside=True))
 
     async def put_back(self, key: BlobKey) -> bool:
         """Move a file from quarantine to its place among the blobs, durably; the same."""

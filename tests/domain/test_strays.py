@@ -10,6 +10,7 @@ import pytest
 
 from service.db import damage, strays
 from service.db.pool import Connection
+from service.domain.check import Check
 from service.domain.content import Stored
 from service.domain.strays import Done, Strays, TooManyStrays
 from service.errors import Unavailable
@@ -113,6 +114,23 @@ async def test_what_was_seen_long_ago_and_is_gone_has_to_be_seen_twice_again(wor
     world.store.path(key).write_bytes(b"again")
     assert await run(sweeper) == Done()
     assert world.blobs() == {key}
+
+
+async def test_stray_that_was_seen_in_the_future_is_seen_now(
+        world: World, sweeper: Strays, inspector: LocalInspector) -> None:
+    """PostgreSQL's clock was ahead, and was set right: its day begins anew, and nothing else is held up."""
+    key = litter(world)
+    await run(sweeper)
+    for column in ("last_seen_at", "first_seen_at"):
+        await age(world, column, -9000)
+    assert await run(sweeper) == Done()
+    assert await world.observer.fetchval("SELECT first_seen_at <= now() AND last_seen_at <= now() FROM strays")
+    for column in ("last_seen_at", "first_seen_at"):
+        await age(world, column, -9000)
+    report = await Check(world.database, inspector, settle_seconds=0).run(repairs=True)
+    assert [finding.kind for finding in report.findings] == ["stray"]
+    await age(world, "first_seen_at", 25)
+    assert await run(sweeper) == Done(set_aside=[key])
 
 
 async def test_stray_that_got_its_row_is_forgotten(world: World, caller: Caller, sweeper: Strays,

@@ -214,6 +214,24 @@ async def test_leftovers_are_removed_by_their_age(world: World, inspector: Local
     assert world.staged() == []
 
 
+async def test_what_was_done_in_the_future_is_due(
+        world: World, caller: Caller, inspector: LocalInspector) -> None:
+    """PostgreSQL's clock was ahead, and was set right: nothing waits for that time to come."""
+    await world.put(caller, "/a", b"some bytes")
+    upkeep, scrub = make(world, inspector), Scrub(world.database, inspector)
+    litter(world)
+    assert await do_all(upkeep) and await scrub.verify_due(unpaced, may_move=True) == 1
+    await world.observer.execute("UPDATE checks SET finished_at = now() + interval '1 year'")
+    await world.observer.execute("UPDATE blobs SET verified_at = now() + interval '1 year'")
+    await age(world, "last_seen_at", -9000)
+    await age(world, "first_seen_at", -9000)
+    assert await do_all(upkeep)
+    assert await world.observer.fetchval("SELECT count(*) FROM checks WHERE finished_at <= now()") == 4
+    assert await scrub.verify_due(unpaced, may_move=True) == 1
+    assert await scrub.verify_due(unpaced, may_move=True) == 0
+    assert await do_all(upkeep)
+
+
 # --- a database that is older than its data root ---
 
 async def test_each_round_counts_here_and_there(world: World, inspector: LocalInspector) -> None:
@@ -389,6 +407,38 @@ async def test_blob_that_rots_is_found_and_set_aside_and_forgotten_when_it_is_wh
     path.write_bytes(b"some bytes")
     assert await scrub.check_sizes(may_move=True) == 0
     assert await noted(world) == []
+
+
+async def test_blob_that_rots_again_is_set_aside_again_and_what_rotted_before_stays(
+        world: World, caller: Caller, inspector: LocalInspector) -> None:
+    """Each good copy that rots is in nobody's way: it has its days in quarantine under a key of its own."""
+    key = (await world.put(caller, "/a", b"some bytes")).file.blob_key
+    path, scrub, upkeep = world.store.path(key), Scrub(world.database, inspector), make(world, inspector)
+    for data in (b"fame bytes", b"same bytes", b"some byte"):
+        path.write_bytes(data)
+        await scrub.check_sizes(may_move=True)
+        await scrub.verify_due(unpaced, may_move=True, age_seconds=0)
+        assert not path.exists() and (await noted(world))[0][0] == key
+        with pytest.raises(FileNotFoundError):
+            await world.get(caller, "/a")
+        path.write_bytes(b"some bytes")
+        assert await scrub.check_sizes(may_move=True) == 0
+        assert await noted(world) == []
+    await world.observer.execute("DELETE FROM checks")
+    assert await do_all(upkeep)
+    aside = {UUID(file.name): file.read_bytes() for file in (world.root / "quarantine").iterdir()}
+    assert aside.pop(key) == b"fame bytes"
+    assert sorted(aside.values()) == [b"same bytes", b"some byte"]
+    await days_later(world)
+    assert await do_all(upkeep)
+    assert in_quarantine(world) == {key}  # as long as somebody may want to mend it
+    assert await world.get(caller, "/a") == b"some bytes"
+    await world.delete(caller, "/a")
+    assert await world.housekeeping.sweep(grace_seconds=0) == 1
+    for _ in range(2):
+        await days_later(world)
+        assert await do_all(upkeep)
+    assert in_quarantine(world) == set()
 
 
 async def noted(world: World) -> list[tuple[UUID, str]]:

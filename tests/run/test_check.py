@@ -65,6 +65,10 @@ async def test_check_of_a_service_running_and_stopped(session: aiohttp.ClientSes
     assert f"of {api.username}: /a/\\u202fodd name, version 1 (current)\n" in done.stdout
 
     await _damage_is_set_aside(api, path, environment)
+    path.write_bytes(b"some bytes")
+    assert report(environment, "--repair", code=0)["findings"] == []
+    path.write_bytes(b"same bytes")  # the good copy rots too, and what rotted first is still in quarantine
+    await _damage_is_set_aside(api, path, environment)
     service.stop()
     path.write_bytes(b"some bytes")
     assert report(environment, code=0)["findings"] == []

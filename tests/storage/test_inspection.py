@@ -121,6 +121,10 @@ async def test_move_never_replaces_and_goes_on_where_a_crash_ended_it(
         with pytest.raises(FileExistsError):
             await move(key)
     assert (store.path(key).read_bytes(), aside.read_bytes()) == (b"two", b"one")
+    other = BlobKey(new_uuid())
+    assert await inspector.set_aside(key, as_key=other)
+    assert (aside.read_bytes(), (root / "quarantine" / str(other)).read_bytes()) == (b"one", b"two")
+    assert not store.path(key).exists() and not await inspector.set_aside(key, as_key=other)
     for _ in range(2):
         await inspector.remove_quarantined(key)
     assert not aside.exists()
