@@ -25,6 +25,7 @@ from service.run.postgres import EmbeddedPostgres
 from service.run.progress import Progress, format_bytes, printable
 from service.storage.backup import BackupFolder
 from service.storage.inspection import LocalInspector
+from service.storage.known import KnownFolders
 from service.storage.local import LocalStore
 from service.storage.restoring import RestoredRoot, read_marker
 from service.storage.snapshots import BackupError, Missing
@@ -52,8 +53,8 @@ def _told(command: Callable[P, int]) -> Callable[P, int]:
 
 
 @_told
-def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool = False) -> int:
-    """Make a backup in a folder and tell about it; the exit code.
+def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool = False, anew: bool = False) -> int:
+    """Make a backup in a folder and tell about it; the exit code.  `anew`: although another folder was there before.
 
     0: all is saved.  1 (or StartError): no backup was made.  3: one was made, but what is named on standard error is
     not in it, or old ones could not be removed.
@@ -62,8 +63,11 @@ def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool 
     root = config.data_root.resolve()
     _keep_apart(root, path.resolve())
     read_marker(root)  # before anything is started there
+    if not anew:
+        KnownFolders(root).refuse_other(BackupFolder(path))
     with _opened(BackupFolder(path), BackupFolder.open_to_write) as folder, \
             database.reached(config, gives_way=True) as dsn:
+        _remember(KnownFolders(root), folder)
         postgres.check_server(dsn)
         migrations.check_applied(dsn)
         store = LocalStore(root)
@@ -75,6 +79,14 @@ def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool 
         print(_describe(report))
         _complain(report.missing, "could not be saved")
         return _prune(folder, keep, report)
+
+
+def _remember(known: KnownFolders, folder: BackupFolder) -> None:
+    try:
+        known.add(folder)
+    except OSError as error:  # a disk that takes nothing any more has to be saved all the more
+        print(f"warning: if {folder.path} is not mounted some day, nobody will notice: it could not be noted in the "
+              f"data root: {error.strerror or error}", file=sys.stderr)
 
 
 def _prune(folder: BackupFolder, keep: int | None, report: Report) -> int:

@@ -1,6 +1,7 @@
 """A folder of backups: dated snapshots of the database over one pool of blobs.
 
     FORMAT               that it is such a folder, and by which rules
+    ID                   which one it is
     .lock                held by the one backup that writes; restores share it
     blobs/00..ff/<key>   the pool: each blob once, however many snapshots name it
     incoming/            what is being copied
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from uuid import uuid4
 
 from service.model import BlobKey
 from service.storage.copying import NamedBlob, copy_blob, sync_folder, write_durably
@@ -46,12 +48,14 @@ class BackupFolder:
         """Make it if need be, and go on with what an earlier backup did not finish; raise BackupError."""
         try:
             self.path.mkdir(mode=MODE, parents=True, exist_ok=True)
-            is_new = not (self.path / "FORMAT").exists()
+            is_new = not self.is_there()
             if is_new and set(os.listdir(self.path)) - {"lost+found", ".FORMAT.new"}:
                 raise BackupError(f"{self.path} is neither empty nor a folder of backups; choose another one")
             if is_new:
                 write_durably(self.path / "FORMAT", FORMAT)
             self._take_lock(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            if self.read_id() is None:  # it is new, or was made by an earlier version
+                write_durably(self.path / "ID", f"{uuid4()}\n".encode("ascii"))
             for folder in (self._pool, self._snapshots, self._incoming, *(self._pool / name for name in _FOLDERS)):
                 folder.mkdir(mode=MODE, exist_ok=True)
             for draft in self._incoming.iterdir():
@@ -70,6 +74,24 @@ class BackupFolder:
         except OSError as error:
             self.close()
             raise BackupError(f"{self.path} is not a folder of backups: {error.strerror}") from error
+
+    def is_there(self) -> bool:
+        """Whether it was made, and its disk is mounted."""
+        return (self.path / "FORMAT").exists()
+
+    def read_id(self) -> str | None:
+        """Which folder of backups it is; None if there is none, or one that has no id yet.  Raises BackupError."""
+        try:
+            if not self.is_there():
+                return None
+            found = (self.path / "ID").read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self.unusable(error) from error
+        if not _KEY.fullmatch(found):
+            raise BackupError(f"{self.path / 'ID'} is malformed; without it the folder gets another id")
+        return found
 
     def unusable(self, error: OSError) -> BackupError:
         """What a failure of the folder's disk means."""

@@ -404,6 +404,8 @@ async def test_backup_and_data_root_have_to_be_apart(
 
 STEPS_OF_A_BACKUP = [
     Step("service.storage.backup:write_durably"),  # of FORMAT
+    Step("service.storage.backup:write_durably", 2),  # of its id
+    Step("service.storage.known:write_durably"),
     Step("service.storage.backup:BackupFolder.begin"),
     Step("service.storage.snapshots:PartWriter.finish", 5),
     Step("service.storage.backup:copy_blob", 4),
