@@ -54,7 +54,7 @@ def _told(command: Callable[P, int]) -> Callable[P, int]:
 
 @_told
 def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool = False, anew: bool = False) -> int:
-    """Make a backup in a folder and tell about it; the exit code.  `anew`: although another folder was there before.
+    """Make a backup in a folder and tell about it; the exit code.  `anew`: see --new.
 
     0: all is saved.  1 (or StartError): no backup was made.  3: one was made, but what is named on standard error is
     not in it, or old ones could not be removed.
@@ -73,7 +73,7 @@ def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool 
         store = LocalStore(root)
         try:
             with _shown("saved") as show:
-                report = asyncio.run(Backup(dsn, root, store, folder).run(verify=verify, progress=show))
+                report = asyncio.run(Backup(dsn, root, store, folder).run(verify=verify, anew=anew, progress=show))
         finally:
             store.close()
         print(_describe(report))
