@@ -245,6 +245,29 @@ async def has_accounts(conn: Connection) -> bool:
     return bool(await conn.fetchval(HAS_ACCOUNTS))
 
 
+LOCK_ACCOUNTS = """
+-- nobody signs up until this transaction ends
+LOCK TABLE users IN EXCLUSIVE MODE
+"""
+
+
+async def lock_accounts(conn: Connection) -> None:
+    """Keep the accounts as they are until the transaction ends."""
+    await conn.execute(LOCK_ACCOUNTS)
+
+
+IS_SERVED = """
+-- a service keeps connections, also while it has no accounts; in a transaction their name ends in its id
+SELECT EXISTS (SELECT FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name ~ '^file-storage( [0-9]+)?$')
+"""
+
+
+async def is_served(conn: Connection) -> bool:
+    """Whether a service uses the database."""
+    return bool(await conn.fetchval(IS_SERVED))
+
+
 EMPTY_TABLES = """
 -- the statement that empties all tables, since migrations put rows into some
 SELECT format('TRUNCATE %s', string_agg(format('%I', tablename), ', ')) FROM pg_tables

@@ -145,8 +145,8 @@ def _restore(restoring: Restore, dsn: str, schema: Iterable[str], *, is_embedded
     with _shown("restored") as show:
         missing = restoring.copy_blobs(show)
     if not is_loaded:
-        migrations.rollback(dsn, len(migrations.read()))  # what a service has put into its new database is the schema
-        migrations.apply(dsn, only=schema)
+        # what a service has put into its new database is the schema, unless it came to more in all that time
+        migrations.renew(dsn, schema, lambda: restoring.confirm_empty(dsn))
         asyncio.run(restoring.load(dsn))
     migrations.apply(dsn)
     asyncio.run(restoring.finish(dsn))
