@@ -96,7 +96,7 @@ class Restore:
 
     async def load(self, dsn: str) -> None:
         """Fill the tables, which have the schema of the backup: all of it or nothing."""
-        async with backup.connected(dsn) as conn, conn.transaction():
+        async with backup.connected(dsn, is_patient=True) as conn, conn.transaction():
             await self._fill(conn)
             await backup.delete_unreferred_blobs(conn)
             await backup.end_all_sessions(conn)
