@@ -47,6 +47,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     backup.add_argument("folder", type=Path, metavar="DIR", help="holds all backups; each blob is in it once")
     backup.add_argument("--keep", type=_count, metavar="N", help="then remove all backups but the last N whole ones")
     backup.add_argument("--verify", action="store_true", help="read what earlier backups have copied, and mend it")
+    backup.add_argument("--new", action="store_true",
+                        help="once: another folder of backups was at this place, or another service used it")
     restore = commands.add_parser("restore", help="fill an empty data root and an empty database from a backup")
     restore.add_argument("folder", type=Path, metavar="DIR")
     restore.add_argument("--snapshot", metavar="NAME", help="which one, instead of the last")
@@ -87,7 +89,8 @@ def _dispatch(options: argparse.Namespace, config: Config) -> int:
     elif options.command in ("backup", "restore"):
         from service.run import backup
         if options.command == "backup":
-            return backup.backup(config, options.folder, keep=options.keep, verify=options.verify)
+            return backup.backup(config, options.folder, keep=options.keep, verify=options.verify,
+                                 anew=options.new)
         return backup.restore(config, options.folder, name=options.snapshot)
     elif options.command == "check":
         from service.run.check import check

@@ -47,10 +47,11 @@ async def fill(world: World) -> None:
     await world.observer.execute(OTHERS)
 
 
-async def make(world: World, path: Path, *, verify: bool = False, keep: int | None = None) -> Report:
+async def make(
+        world: World, path: Path, *, verify: bool = False, keep: int | None = None, anew: bool = False) -> Report:
     """A backup of a world."""
     async with opened(path) as folder:
-        report = await Backup(world.dsn, world.root, world.store, folder).run(verify=verify)
+        report = await Backup(world.dsn, world.root, world.store, folder).run(verify=verify, anew=anew)
         if keep is not None:
             await asyncio.to_thread(folder.prune, keep, made=report.snapshot)
         return report

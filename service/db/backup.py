@@ -5,6 +5,7 @@ Tables, columns and sequences are taken from the catalogue, so that a table that
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
+from service.db.outcomes import Session
 from service.db.pool import Connection
 from service.errors import Unavailable
 from service.model import BlobKey
@@ -22,6 +24,9 @@ Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 
 CONNECT_SECONDS = 10.0
 STAY_SECONDS = 30.0
+ANSWER_SECONDS = 30.0  # for what asks a trifle
+SILENCE_SECONDS = 300.0  # since the last that was heard, when an answer is awaited
+LOOK_SECONDS = 1.0
 SETTINGS = {
     "application_name": "file-storage backup", "synchronous_commit": "on",
     # whatever the role or the database has for these: nothing here is done in seconds
@@ -33,21 +38,36 @@ SETTINGS = {
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Connection]:
-    """A connection of one's own, for hours; raise Unavailable with what the database or the way to it had to say."""
+async def connected(dsn: str, *, is_patient: bool = False) -> AsyncIterator[Connection]:
+    """A connection of one's own, for hours; raise Unavailable with what the database or the way to it had to say.
+
+    It is given up when nothing is heard on it for long, unless there are statements of which that is to be expected.
+    """
     try:
-        conn = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS, server_settings=SETTINGS)
+        conn = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS, server_settings=SETTINGS, connection_class=Session)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise Unavailable(f"the database cannot be reached: {error or type(error).__name__}") from error
+    watching = asyncio.create_task(_watch(conn)) if not is_patient else None
     try:
         yield conn
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        if watching is not None and watching.done():
+            raise Unavailable(f"the database has said nothing for {SILENCE_SECONDS:.0f} s") from error
         raise Unavailable(f"the database failed: {error}") from error
     finally:
+        if watching is not None:
+            watching.cancel()
         try:
             await conn.close(timeout=CONNECT_SECONDS)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
             conn.terminate()
+
+
+async def _watch(conn: Session) -> None:
+    """End a connection on which nothing is heard any more; who waits for an answer gets an error of asyncpg."""
+    while conn.asked_at is None or time.monotonic() - conn.asked_at < SILENCE_SECONDS:
+        await asyncio.sleep(LOOK_SECONDS)
+    conn.terminate()
 
 
 # --- bytes stay while they are copied ---
@@ -73,7 +93,7 @@ SELECT pg_advisory_unlock_shared($1)
 
 async def release_fences(conn: Connection) -> bool:
     """Let sweeps go on; whether they were held off until now."""
-    return bool(await conn.fetchval(RELEASE_FENCES, HOLD_KEY))
+    return bool(await conn.fetchval(RELEASE_FENCES, HOLD_KEY, timeout=ANSWER_SECONDS))
 
 
 class Hold:
@@ -184,7 +204,7 @@ SELECT transaction_timestamp()
 
 async def get_moment(conn: Connection) -> datetime:
     """When this transaction began."""
-    moment = await conn.fetchval(GET_MOMENT)
+    moment = await conn.fetchval(GET_MOMENT, timeout=ANSWER_SECONDS)
     assert isinstance(moment, datetime)
     return moment
 
@@ -213,8 +233,11 @@ ORDER BY substring(uuid_send(id) FROM 16 FOR 1), id
 
 async def list_referred_blobs(conn: Connection) -> AsyncIterator[tuple[BlobKey, int, bytes]]:
     """Key, size and SHA-256 of every blob that a version refers to; needs a transaction."""
-    async for row in conn.cursor(LIST_REFERRED_BLOBS, prefetch=1000):
-        yield BlobKey(row["id"]), row["size_bytes"], row["sha256"]
+    try:
+        async for row in conn.cursor(LIST_REFERRED_BLOBS, prefetch=1000, timeout=SILENCE_SECONDS):
+            yield BlobKey(row["id"]), row["size_bytes"], row["sha256"]
+    except TimeoutError as error:
+        raise Unavailable(f"the database has said nothing for {SILENCE_SECONDS:.0f} s") from error
 
 
 # --- and back ---
@@ -243,6 +266,29 @@ SELECT EXISTS (SELECT FROM users)
 async def has_accounts(conn: Connection) -> bool:
     """Whether the database is in use; the schema has to be there."""
     return bool(await conn.fetchval(HAS_ACCOUNTS))
+
+
+LOCK_ACCOUNTS = """
+-- nobody signs up until this transaction ends
+LOCK TABLE users IN EXCLUSIVE MODE
+"""
+
+
+async def lock_accounts(conn: Connection) -> None:
+    """Keep the accounts as they are until the transaction ends."""
+    await conn.execute(LOCK_ACCOUNTS)
+
+
+IS_SERVED = """
+-- a service keeps connections, also while it has no accounts; in a transaction their name ends in its id
+SELECT EXISTS (SELECT FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name ~ '^file-storage( [0-9]+)?$')
+"""
+
+
+async def is_served(conn: Connection) -> bool:
+    """Whether a service uses the database."""
+    return bool(await conn.fetchval(IS_SERVED))
 
 
 EMPTY_TABLES = """

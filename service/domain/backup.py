@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from service import __version__
 from service.db import backup, damage, instance
@@ -72,15 +73,16 @@ class Backup:
         self._folder = folder
         self._stop = threading.Event()
 
-    async def run(self, *, verify: bool = False, progress: Progress = lambda _: None) -> Report:
-        """Make one; `verify` reads what the pool holds already.
+    async def run(
+            self, *, verify: bool = False, anew: bool = False, progress: Progress = lambda _: None) -> Report:
+        """Make one; `verify` reads what the pool holds already, `anew` goes on after the backups of another service.
 
         Blobs that cannot be saved are named in the report.  Raises BackupError or Unavailable if there is no new
         backup; what was copied stays for the next one.
         """
         try:
             async with backup.fences_held(self._dsn) as hold:
-                folder, manifest = await self._dump()
+                folder, manifest = await self._dump(anew)
                 copies = await asyncio.to_thread(self._copy_all, manifest, folder, verify, progress)
                 was_held = await hold.release()
             if copies.missing and not was_held:
@@ -110,22 +112,28 @@ class Backup:
 
     # --- the tables ---
 
-    async def _dump(self) -> tuple[Path, Manifest]:
+    async def _dump(self, anew: bool) -> tuple[Path, Manifest]:
         """Write every table as of one moment."""
         async with backup.connected(self._dsn) as conn:
             async with conn.transaction(isolation="repeatable_read", readonly=True):
+                epoch = await self._check_epoch(conn)
+                if not anew:
+                    await asyncio.to_thread(self._folder.refuse_others, epoch)
                 folder = await asyncio.to_thread(self._folder.begin, await backup.get_moment(conn))
-                manifest = await self._write_parts(conn, folder)
+                manifest = await self._write_parts(conn, folder, epoch)
             # a migration that rewrites a table hides its rows from older snapshots (PostgreSQL, "MVCC caveats")
             if tuple(await backup.list_applied(conn)) != manifest.migrations:
                 raise BackupError("the schema was changed while its tables were copied; run it again")
         return folder, manifest
 
-    async def _write_parts(self, conn: Connection, folder: Path) -> Manifest:
+    async def _check_epoch(self, conn: Connection) -> UUID:
         epoch = await instance.get_epoch(conn)
         if (found := read_marker(self._root)) != str(epoch):
             raise BackupError(f"the data root {self._root} belongs to another database: its MARKER says {found!r}, "
                               f"the database says {epoch}")
+        return epoch
+
+    async def _write_parts(self, conn: Connection, folder: Path, epoch: UUID) -> Manifest:
         tables = [await self._write_table(conn, folder, table) for table in await backup.list_tables(conn)]
         return Manifest(
             service=__version__, taken_at=await backup.get_moment(conn), epoch=epoch,

@@ -23,8 +23,8 @@ from service.storage.snapshots import BackupError, Missing, Snapshot
 class Restore:
     """One snapshot on its way into a data root and a database.
 
-    The caller migrates in between: `begin`, `find_loaded`, the schema of the backup, `copy_blobs`, `load`, the newest
-    schema, `finish`.  Everything raises BackupError, or Unavailable for the database.
+    The caller migrates in between: `begin`, `find_loaded`, `copy_blobs`, `confirm_empty`, the schema of the backup,
+    `load`, the newest schema, `finish`.  Everything raises BackupError, or Unavailable for the database.
     """
 
     def __init__(self, folder: BackupFolder, snapshot: Snapshot, root: RestoredRoot) -> None:
@@ -51,12 +51,18 @@ class Restore:
             names = {table.name for table in await backup.list_tables(conn)}
             if "instance" in names and await instance.get_epoch(conn) == self._epoch:
                 return True
-            if "users" in names and await backup.has_accounts(conn):
-                raise BackupError("the database has accounts in it; a restore needs an empty one")
+            if "users" in names:
+                await _refuse_accounts(conn)
+            if await backup.is_served(conn):
+                raise BackupError("a service is connected to the database; a restore needs it stopped")
             if names and "users" not in names:
                 raise BackupError(f"the database has tables of something else ({', '.join(sorted(names))}); "
                                   "a restore needs an empty one")
         return False
+
+    def confirm_empty(self, dsn: str) -> None:
+        """Look again, right before the database is emptied.  Blocks."""
+        asyncio.run(self.find_loaded(dsn))
 
     def copy_blobs(self, progress: Progress = lambda _: None) -> list[Missing]:
         """Copy and verify all bytes and the secrets; what is not there, or not as it was.  Blocks."""
@@ -90,7 +96,7 @@ class Restore:
 
     async def load(self, dsn: str) -> None:
         """Fill the tables, which have the schema of the backup: all of it or nothing."""
-        async with backup.connected(dsn) as conn, conn.transaction():
+        async with backup.connected(dsn, is_patient=True) as conn, conn.transaction():
             await self._fill(conn)
             await backup.delete_unreferred_blobs(conn)
             await backup.end_all_sessions(conn)
@@ -104,6 +110,8 @@ class Restore:
         if names != sorted(parts):
             raise BackupError(f"the tables of this schema ({', '.join(names)}) are not those of the backup "
                               f"({', '.join(sorted(parts))})")
+        await backup.lock_accounts(conn)
+        await _refuse_accounts(conn)
         await backup.empty_tables(conn, names)
         await backup.defer_constraints(conn)
         for name in _in_order(names, await backup.list_references(conn)):
@@ -123,6 +131,11 @@ class Restore:
         async with backup.connected(dsn) as conn:
             await backup.forget_data_root(conn)
         await asyncio.to_thread(self._root.finish, self._epoch)
+
+
+async def _refuse_accounts(conn: Connection) -> None:
+    if await backup.has_accounts(conn):
+        raise BackupError("the database has accounts in it; a restore needs an empty one")
 
 
 def _in_order(names: list[str], references: list[tuple[str, str]]) -> list[str]:

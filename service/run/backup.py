@@ -25,6 +25,7 @@ from service.run.postgres import EmbeddedPostgres
 from service.run.progress import Progress, format_bytes, printable
 from service.storage.backup import BackupFolder
 from service.storage.inspection import LocalInspector
+from service.storage.known import KnownFolders
 from service.storage.local import LocalStore
 from service.storage.restoring import RestoredRoot, read_marker
 from service.storage.snapshots import BackupError, Missing
@@ -52,8 +53,8 @@ def _told(command: Callable[P, int]) -> Callable[P, int]:
 
 
 @_told
-def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool = False) -> int:
-    """Make a backup in a folder and tell about it; the exit code.
+def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool = False, anew: bool = False) -> int:
+    """Make a backup in a folder and tell about it; the exit code.  `anew`: see --new.
 
     0: all is saved.  1 (or StartError): no backup was made.  3: one was made, but what is named on standard error is
     not in it, or old ones could not be removed.
@@ -62,19 +63,30 @@ def backup(config: Config, path: Path, *, keep: int | None = None, verify: bool 
     root = config.data_root.resolve()
     _keep_apart(root, path.resolve())
     read_marker(root)  # before anything is started there
+    if not anew:
+        KnownFolders(root).refuse_other(BackupFolder(path))
     with _opened(BackupFolder(path), BackupFolder.open_to_write) as folder, \
             database.reached(config, gives_way=True) as dsn:
+        _remember(KnownFolders(root), folder)
         postgres.check_server(dsn)
         migrations.check_applied(dsn)
         store = LocalStore(root)
         try:
             with _shown("saved") as show:
-                report = asyncio.run(Backup(dsn, root, store, folder).run(verify=verify, progress=show))
+                report = asyncio.run(Backup(dsn, root, store, folder).run(verify=verify, anew=anew, progress=show))
         finally:
             store.close()
         print(_describe(report))
         _complain(report.missing, "could not be saved")
         return _prune(folder, keep, report)
+
+
+def _remember(known: KnownFolders, folder: BackupFolder) -> None:
+    try:
+        known.add(folder)
+    except OSError as error:  # a disk that takes nothing any more has to be saved all the more
+        print(f"warning: if {folder.path} is not mounted some day, nobody will notice: it could not be noted in the "
+              f"data root: {error.strerror or error}", file=sys.stderr)
 
 
 def _prune(folder: BackupFolder, keep: int | None, report: Report) -> int:
@@ -133,8 +145,8 @@ def _restore(restoring: Restore, dsn: str, schema: Iterable[str], *, is_embedded
     with _shown("restored") as show:
         missing = restoring.copy_blobs(show)
     if not is_loaded:
-        migrations.rollback(dsn, len(migrations.read()))  # what a service has put into its new database is the schema
-        migrations.apply(dsn, only=schema)
+        # what a service has put into its new database is the schema, unless it came to more in all that time
+        migrations.renew(dsn, schema, lambda: restoring.confirm_empty(dsn))
         asyncio.run(restoring.load(dsn))
     migrations.apply(dsn)
     asyncio.run(restoring.finish(dsn))

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,12 +137,16 @@ def apply(dsn: str, folder: Path = FOLDER, *, only: Iterable[str] | None = None)
     """
     known = read(folder)
     with _opened(dsn) as backend:
-        applied = backend.list_applied()
-        _refuse_newer(applied, known)
-        wanted = set(only) if only is not None else {migration.id for migration in known}
-        missing = [migration for migration in known if migration.id in wanted and migration.id not in applied]
-        for migration in missing:
-            backend.apply_one(migration)
+        return _apply(backend, known, only)
+
+
+def _apply(backend: Backend, known: list[Migration], only: Iterable[str] | None) -> int:
+    applied = backend.list_applied()
+    _refuse_newer(applied, known)
+    wanted = set(only) if only is not None else {migration.id for migration in known}
+    missing = [migration for migration in known if migration.id in wanted and migration.id not in applied]
+    for migration in missing:
+        backend.apply_one(migration)
     return len(missing)
 
 
@@ -150,12 +154,28 @@ def rollback(dsn: str, count: int, folder: Path = FOLDER) -> int:
     """Take back the last `count` migrations, newest first, with all data that they brought; return how many."""
     known = read(folder)
     with _opened(dsn) as backend:
-        applied = backend.list_applied()
-        _refuse_newer(applied, known)
-        undone = [migration for migration in reversed(known) if migration.id in applied][:count]
-        for migration in undone:
-            backend.rollback_one(migration)
+        return _roll_back(backend, known, count)
+
+
+def _roll_back(backend: Backend, known: list[Migration], count: int) -> int:
+    applied = backend.list_applied()
+    _refuse_newer(applied, known)
+    undone = [migration for migration in reversed(known) if migration.id in applied][:count]
+    for migration in undone:
+        backend.rollback_one(migration)
     return len(undone)
+
+
+def renew(dsn: str, schema: Iterable[str], confirm: Callable[[], None], folder: Path = FOLDER) -> None:
+    """Take everything back, with all data, and make another schema.
+
+    `confirm` looks whether that may be done, and raises if not, under the lock that each service waits for that starts.
+    """
+    known = read(folder)
+    with _opened(dsn) as backend:
+        confirm()
+        _roll_back(backend, known, len(known))
+        _apply(backend, known, schema)
 
 
 def status(dsn: str, folder: Path = FOLDER) -> list[tuple[str, bool]]:

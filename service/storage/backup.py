@@ -1,6 +1,7 @@
 """A folder of backups: dated snapshots of the database over one pool of blobs.
 
     FORMAT               that it is such a folder, and by which rules
+    ID                   which one it is
     .lock                held by the one backup that writes; restores share it
     blobs/00..ff/<key>   the pool: each blob once, however many snapshots name it
     incoming/            what is being copied
@@ -10,15 +11,17 @@ A snapshot without a manifest was not finished: the next backup takes its place.
 after it was verified and forced to the disk, so a backup that died is gone on with.
 """
 
+import contextlib
 import fcntl
 import itertools
 import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID, uuid4
 
 from service.model import BlobKey
 from service.storage.copying import NamedBlob, copy_blob, sync_folder, write_durably
@@ -46,12 +49,14 @@ class BackupFolder:
         """Make it if need be, and go on with what an earlier backup did not finish; raise BackupError."""
         try:
             self.path.mkdir(mode=MODE, parents=True, exist_ok=True)
-            is_new = not (self.path / "FORMAT").exists()
+            is_new = not self.is_there()
             if is_new and set(os.listdir(self.path)) - {"lost+found", ".FORMAT.new"}:
                 raise BackupError(f"{self.path} is neither empty nor a folder of backups; choose another one")
             if is_new:
                 write_durably(self.path / "FORMAT", FORMAT)
             self._take_lock(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            if self.read_id() is None:  # it is new, or was made by an earlier version
+                write_durably(self.path / "ID", f"{uuid4()}\n".encode("ascii"))
             for folder in (self._pool, self._snapshots, self._incoming, *(self._pool / name for name in _FOLDERS)):
                 folder.mkdir(mode=MODE, exist_ok=True)
             for draft in self._incoming.iterdir():
@@ -70,6 +75,24 @@ class BackupFolder:
         except OSError as error:
             self.close()
             raise BackupError(f"{self.path} is not a folder of backups: {error.strerror}") from error
+
+    def is_there(self) -> bool:
+        """Whether it was made, and its disk is mounted."""
+        return (self.path / "FORMAT").exists()
+
+    def read_id(self) -> str | None:
+        """Which folder of backups it is; None if there is none, or one that has no id yet.  Raises BackupError."""
+        try:
+            if not self.is_there():
+                return None
+            found = (self.path / "ID").read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self.unusable(error) from error
+        if not _KEY.fullmatch(found):
+            raise BackupError(f"{self.path / 'ID'} is malformed; without it the folder gets another id")
+        return found
 
     def unusable(self, error: OSError) -> BackupError:
         """What a failure of the folder's disk means."""
@@ -99,13 +122,30 @@ class BackupFolder:
         return sorted(folder.name for folder in self._snapshots.iterdir() if (folder / MANIFEST).exists())
 
     def snapshot(self, name: str | None = None) -> Snapshot:
-        """The one of this name, or the last one; raise BackupError."""
+        """The one of this name, or the last one if all are of one service; raise BackupError."""
         names = self.names()
         if not names:
             raise BackupError(f"there is no finished backup in {self.path}")
         if name is not None and name not in names:
             raise BackupError(f"there is no snapshot {name} in {self.path}; there are: {', '.join(names)}")
+        if name is None and len(last := {found.manifest.epoch: found.name for found in self._readable(names)}) > 1:
+            raise BackupError(f"the backups in {self.path} are of {len(last)} services, and the last ones of each are "
+                              f"{', '.join(sorted(last.values()))}: choose with --snapshot")
         return Snapshot(self._snapshots / (name or names[-1]))
+
+    def refuse_others(self, epoch: UUID) -> None:
+        """Raise BackupError if the last backup in it is of another service than the one with this epoch."""
+        last = next(self._readable(reversed(self.names())), None)
+        if last is not None and last.manifest.epoch != epoch:
+            raise BackupError(
+                f"the last backup in {self.path}, {last.name}, is of another service, or of this one before a restore; "
+                "if that one has ended, --new goes on in its folder, else choose another folder")
+
+    def _readable(self, names: Iterable[str]) -> Iterator[Snapshot]:
+        """Those of which it can be told what they are."""
+        for name in names:
+            with contextlib.suppress(BackupError):
+                yield Snapshot(self._snapshots / name)
 
     def begin(self, taken_at: datetime) -> Path:
         """The folder of a new snapshot, named by its time in UTC, with the place of its tables and secrets."""
@@ -148,13 +188,14 @@ class BackupFolder:
     def prune(self, keep: int, *, made: str) -> tuple[int, int]:
         """Remove snapshots older than the last `keep` whole ones, and what then is named by none; how many of each.
 
-        The one that was just `made` stays, whatever the clocks say.  Nothing at all is removed if any list of what
-        remains cannot be read (BackupError).
+        The one that was just `made` stays, whatever the clocks say, and so do those of other services.  Nothing at all
+        is removed if any list of what remains cannot be read (BackupError).
         """
         snapshots = [Snapshot(self._snapshots / name) for name in reversed(self.names())]
-        kept = list(itertools.islice((number for number, found in enumerate(snapshots) if not found.manifest.missing),
-                                     keep))
-        doomed = [found for found in snapshots[kept[-1] + 1:] if found.name != made] if len(kept) == keep else []
+        epoch = next(found.manifest.epoch for found in snapshots if found.name == made)
+        own = [found for found in snapshots if found.manifest.epoch == epoch]
+        kept = list(itertools.islice((number for number, found in enumerate(own) if not found.manifest.missing), keep))
+        doomed = [found for found in own[kept[-1] + 1:] if found.name != made] if len(kept) == keep else []
         remaining = [found for found in snapshots if found not in doomed]
         for found in remaining:
             found.verify_blobs()

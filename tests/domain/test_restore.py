@@ -15,10 +15,12 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import psycopg
 import pytest
 
 from service.db.instance import get_epoch
 from service.domain import restore as restoring
+from service.domain.restore import Restore
 from service.run import backup as command, migrate
 from service.run.folders import locked
 from service.run.migrate import MigrationError
@@ -181,7 +183,7 @@ async def test_read_only_backup_can_be_restored(
 
 def use_migrations(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """The schema of another version."""
-    for function in (migrate.apply, migrate.rollback, migrate.read):
+    for function in (migrate.apply, migrate.rollback, migrate.renew, migrate.read):
         monkeypatch.setattr(function, "__defaults__", (folder,))
 
 
@@ -386,6 +388,50 @@ async def test_database_of_something_else_is_refused(
     assert not (root / "MARKER").exists()
 
 
+ACCOUNT = "INSERT INTO users (id, username, password_hash) VALUES (gen_random_uuid(), 'somebody', 'x')"
+
+
+def sign_up(dsn: str) -> None:
+    """What the first person to find a new service does."""
+    migrate.apply(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute(ACCOUNT)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Restore, "copy_blobs"), (migrate, "renew")])
+async def test_account_that_comes_while_a_restore_is_under_way_stays(
+        saved: Saved, root: Path, target: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str]) -> None:
+    """In the hours in which bytes are copied, or in the moment in which there is a schema without rows."""
+    real = getattr(owner, name)
+
+    def overtaken(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, real)
+            sign_up(target)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, overtaken)
+        assert await backups.restore(target, root, saved.path) == 1
+    assert capfd.readouterr().err == "error: the database has accounts in it; a restore needs an empty one\n"
+    assert [dict(row)["username"] for row in (await backups.everything(target))["users"]] == ["somebody"]
+
+
+async def test_database_of_a_service_that_runs_is_refused(
+        saved: Saved, root: Path, target: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Though nobody has an account there yet: soon somebody would, in the restored database."""
+    migrate.apply(target)
+    async with open_world(target, tmp_path / "data"):
+        before = await epoch_of(target)
+        assert await backups.restore(target, root, saved.path) == 1
+        assert capfd.readouterr().err == "error: a service is connected to the database; a restore needs it stopped\n"
+        assert await epoch_of(target) == before
+    assert not (root / "MARKER").exists()
+    assert await backups.restore(target, root, saved.path) == 0
+
+
 async def test_database_that_a_new_service_has_migrated_is_as_good_as_empty(
         saved: Saved, root: Path, target: str) -> None:
     migrate.apply(target)
@@ -404,6 +450,8 @@ async def test_backup_and_data_root_have_to_be_apart(
 
 STEPS_OF_A_BACKUP = [
     Step("service.storage.backup:write_durably"),  # of FORMAT
+    Step("service.storage.backup:write_durably", 2),  # of its id
+    Step("service.storage.known:write_durably"),
     Step("service.storage.backup:BackupFolder.begin"),
     Step("service.storage.snapshots:PartWriter.finish", 5),
     Step("service.storage.backup:copy_blob", 4),

@@ -36,8 +36,8 @@ KEEPERS: dict[str, type] = {"store": LocalStore, "writer": LocalWriter, "memory"
 # what opens, closes, names or looks, what forgets what is in memory, what is called for each piece of a body
 NOT_STEPS = {"store.open", "store.close", "store.run", "store.path", "store.locate", "store.ping", "writer.write",
              "memory.write", "memory.abort", "inspector.close", "inspector.shelves", "backups.open_to_read",
-             "backups.close", "backups.names", "backups.place", "backups.unusable", "backups.snapshot", "part.write",
-             "part.close"}
+             "backups.close", "backups.names", "backups.place", "backups.unusable", "backups.snapshot",
+             "backups.is_there", "backups.read_id", "part.write", "part.close"}
 CALLS = ("open", "link", "unlink", "rename", "replace", "fsync", "mkdir")  # of the kernel
 OTHERS_FOLDERS = ("postgres", "log", "run", "steps")  # what is not the service's own on the disk
 CHANGES = re.compile(r"\b(INSERT INTO|UPDATE \w+|DELETE FROM|TRUNCATE|setval)\b")

@@ -65,6 +65,27 @@ def test_commands_of_the_service_are_its_own() -> None:
         _parse(line.replace(" N", " 1").split())
 
 
+def test_blob_that_is_put_back_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    """nginx sends the beginning of a file that is being written, and a check sets it aside for its size."""
+    [script] = [script for script in blocks("sh") if "/mnt/backup/blobs" in script or "/mnt/backup/$1" in script]
+    lines = [line for line in script.splitlines() if line.startswith(("KEY=", "runuser"))]
+    command = lines[-1]
+    assert command.index("cp ") < command.index("sync ") < command.index("mv ")
+    root, pool = tmp_path / "data", tmp_path / "backup" / "blobs" / "ac"
+    for folder in (root / "staging", root / "blobs" / "ac", pool):
+        folder.mkdir(parents=True)
+    key = lines[0].split()[0].removeprefix("KEY=")
+    (pool / key).write_bytes(b"good")
+    done = "\n".join(lines).replace("runuser -u file-storage -- sh -ec", "sh -exc")
+    done = done.replace("/mnt/backup", str(tmp_path / "backup")).replace("/var/lib/file-storage", str(root))
+    traced = subprocess.run(["bash", "-e"], input=done, text=True, check=True, capture_output=True).stderr
+    [copied] = re.findall(r"^\+ cp \S+ (\S+)$", traced, re.MULTILINE)
+    assert Path(copied).parent == root / "staging"  # nothing reads there, and a start empties it
+    assert re.findall(r"^\+ mv (\S+) (\S+)$", traced, re.MULTILINE) == [(copied, str(root / "blobs" / "ac" / key))]
+    assert (root / "blobs" / "ac" / key).read_bytes() == b"good"
+    assert list((root / "staging").iterdir()) == []
+
+
 def test_settings_that_are_named_exist() -> None:
     known = {name.upper() for name in Config.model_fields}
     named = set(re.findall(PREFIX + r"(\w+)", OPERATIONS + UNIT.read_text(encoding="utf-8")))
