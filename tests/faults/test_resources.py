@@ -193,7 +193,7 @@ async def test_kernel_that_fails_an_fsync_is_believed_the_first_time(
             line.injected += len(failed)
             assert failed, "no fsync failed"
             assert all(sum(path == each for path, _ in synced) == 1 for each in failed), "an fsync was tried again"
-            assert reply is not None and reply.status in (500, 503), reply
+            assert reply is not None and (reply.status, reply.code) == (503, "disk_failed"), reply
     line.in_doubt = account.ledger.in_doubt
     damage, words = await examine([account], short_stack.dsn, short_stack.root)
     assert {file["path"] for file in await account.api.list()} == {"/first"}, "an upload that failed is there"

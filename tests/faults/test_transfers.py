@@ -44,7 +44,7 @@ async def reload_nginx(stack: FaultyStack) -> None:
     """New processes take over; the old ones finish what they have begun."""
     before = stack.nginx()
     processes.send([before[0]], signal.SIGHUP)
-    await until(lambda: set(stack.nginx()) - set(before), seconds=60)
+    await until(lambda: not set(stack.nginx()) <= set(before), seconds=60)
 
 
 async def kill_nginx_workers(stack: FaultyStack) -> None:
