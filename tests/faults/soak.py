@@ -144,7 +144,7 @@ class Soak:
         line.note = (f"{sum(reader.looks for reader in readers)} looks, {sum(reader.unanswered for reader in readers)} "
                      f"without an answer; {self.sweeps} sweeps with grace 0, {self.checks} checks; {strays} files "
                      f"without a row; check: exit code {code}")
-        print(self.recorder.markdown(), *wrong, f"check --json: {said}", sep="\n", flush=True)
+        print(self.recorder.markdown(), self.recorder.slow(), *wrong, f"check --json: {said}", sep="\n", flush=True)
         self.recorder.write(REPORT)
         return not wrong and not damage and only_strays(said)
 
