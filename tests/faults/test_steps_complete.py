@@ -24,12 +24,9 @@ from tests.faults.test_steps_work import WORKS, begin
 from tests.world import open_world
 
 RESTORE = "tests/domain/test_restore.py"  # into an empty place, killed at its steps, and done again as a whole
-UPKEEP = "tests/domain/test_upkeep.py"
 ELSEWHERE = {
     "backup.delete_unreferred_blobs": RESTORE, "backup.empty_tables": RESTORE, "backup.end_all_sessions": RESTORE,
     "backup.forget_data_root": RESTORE, "backup.set_epoch": RESTORE, "backup.set_sequence": RESTORE,
-    "blobs.update_crc32": "tests/api/test_archives.py", "store.crc32": "tests/api/test_archives.py",
-    "checks.set_finished": UPKEEP, "damage.update_verified": UPKEEP, "damage.update_unverified": UPKEEP,
     "store.probe": "tests/domain/test_writability.py"}
 """Steps that are not swept, and where they are tried."""
 
