@@ -159,7 +159,7 @@ class Watch(Work):
             await observer.execute("INSERT INTO damaged_blobs (blob_id, kind) VALUES ($1, 'digest')", key)
 
     async def finish(self) -> None:
-        """What was cut off is still due: afterwards all was looked at, and nothing is taken for damaged any more."""
+        """Another time ends what was cut off: all was looked at, and nothing is taken for damaged any more."""
         inspector = LocalInspector(self.world.root)
         try:
             assert await all_of_upkeep(self.world.database, self.world.store, inspector, self.world.dsn)
