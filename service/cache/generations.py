@@ -24,8 +24,8 @@ from service.model import UserId, shard_of
 
 log = structlog.get_logger()
 
-# For so long a remembered decision is good, whatever its mark says: the bound for a process that dies between its
-# COMMIT and the new mark.  Nobody has had an answer then.
+# For so long what was found before a change is good at most, whatever its mark says: the bound for a process that dies
+# between its COMMIT and the new mark.  Nobody has had an answer then.
 TTL_SECONDS = 5
 
 

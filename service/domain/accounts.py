@@ -22,8 +22,9 @@ from service.security.secrets import new_refresh_token, parse_refresh_token
 from service.security.tokens import AccessTokens
 
 # A session that was found open is believed for so long; ending one is known at once on its machine and wherever its
-# cache is shared, so this bounds only what others believe, and what happens when neither could be told.
-SESSION_CACHE_SECONDS = 3.0
+# cache is shared, so this bounds only what others believe, and what happens when neither could be told.  What is
+# decided for a session that is only believed is remembered too: together for generations.TTL_SECONDS at most.
+SESSION_CACHE_SECONDS = 2.0
 LOGIN_TRIES = 3
 
 

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 
 from tests.client import PASSWORD, Api, Reply, new_account
 from tests.faults.clients import Account
@@ -315,6 +316,18 @@ async def archive(bench: Bench) -> Do:
     return lambda: bench.account.change({}, "GET", f"/file/archive?path={folder}")
 
 
+async def first_archive(bench: Bench) -> Do:
+    """One with a blob from before checksums were kept: it is read now."""
+    folder = bench.fresh()
+    await bench.there(f"{folder}/file")
+    connection = await asyncpg.connect(bench.stack.dsn)
+    try:
+        await connection.execute("UPDATE blobs SET crc32 = NULL")
+    finally:
+        await connection.close()
+    return lambda: bench.account.change({}, "GET", f"/file/archive?path={folder}")
+
+
 async def _other(bench: Bench) -> Api:
     return await new_account(bench.account.api.session, bench.stack)
 
@@ -370,6 +383,7 @@ BYTES: tuple[Change, ...] = (upload, small_upload, group, form, chunked, keyed, 
 """Those that bring bytes: with nginx and without, and each with all that a disk may say."""
 TREE: tuple[Change, ...] = (
     delete, purge, purge_trash, restore, move, copy, copy_over, make_folder, move_folder, copy_folder, delete_folder,
-    restore_version, forget_version, forget_versions, batch, make_link, revoke_link, link_upload, archive)
+    restore_version, forget_version, forget_versions, batch, make_link, revoke_link, link_upload, archive,
+    first_archive)
 ACCOUNTS: tuple[Change, ...] = (
     register, log_in, log_out, refresh, end_session, change_password, delete_account)

@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table, and its sums."""
     if RECORDER.lines:
         terminalreporter.section("faults")
-        terminalreporter.write_line(f"{RECORDER.markdown()}\n\n{RECORDER.summary()}")
+        terminalreporter.write_line(f"{RECORDER.markdown()}\n\n{RECORDER.summary()}\n\n{RECORDER.slow()}")
         RECORDER.write(REPORT)
 
 

@@ -5,13 +5,14 @@ and the journal in memory held never reaches the file.  Mounting again replays t
 does.
 """
 
+import asyncio
 import fcntl
 import os
 import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def is_running(pid: int) -> bool:
         return (processes.PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+async def kill(pids: Sequence[int], number: signal.Signals = signal.SIGKILL) -> None:
+    """End them by a signal and wait until they are gone; AssertionError if there is none, or one that does not end."""
+    assert any(map(is_running, pids)), f"nothing to kill: {pids}"
+    processes.send(pids, number)
+    assert await asyncio.to_thread(
+        processes.wait_until, lambda: not any(map(is_running, pids)), UMOUNT_SECONDS), f"they do not end: {pids}"
 
 
 def kill_tree(process: "subprocess.Popen[bytes]") -> None:

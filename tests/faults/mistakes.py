@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service.api import body
+from service.api.rest import decide
 from service.cache.redis import RedisCache
 from service.db import blobs
 from service.db.pool import Connection, Database
@@ -31,6 +32,11 @@ def leaked_connection() -> None:
             await release(self, connection)
 
     Database._release = keep  # type: ignore[method-assign]
+
+
+def long_decisions() -> None:
+    """nginx may remember a decision for an hour."""
+    decide.GOOD_SECONDS = 3600
 
 
 def strict_cache() -> None:
@@ -121,7 +127,8 @@ def kept_bodies() -> None:
 
 OF_WORKERS: dict[str, Callable[[], None]] = {
     mistake.__name__: mistake
-    for mistake in (leaked_connection, strict_cache, surprised_by_limits, named_files, collected_bodies)}
+    for mistake in (leaked_connection, long_decisions, strict_cache, surprised_by_limits, named_files,
+                    collected_bodies)}
 OF_SUPERVISOR: dict[str, Callable[[], None]] = {
     mistake.__name__: mistake for mistake in (kept_spool, kept_staging, kept_bodies)}
 OF_SWEEP: dict[str, Callable[[], None]] = {mistake.__name__: mistake for mistake in (own_clock, forgotten_first)}

@@ -11,7 +11,6 @@ import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,12 +21,11 @@ from pathlib import Path
 import structlog
 
 from service.errors import ServiceError
-from service.run import processes
 from tests.cache.conftest import RedisServer
 from tests.faults.clients import SIZES, Account, Writer, client_session
 from tests.faults.examine import check_invariants, examine, stray_blobs
 from tests.faults.ledger import body_of
-from tests.faults.machine import descendants
+from tests.faults.machine import descendants, kill
 from tests.faults.readers import Reader
 from tests.faults.recorder import Line, Recorder
 from tests.faults.sites import FaultyStack
@@ -146,14 +144,14 @@ class Soak:
         line.note = (f"{sum(reader.looks for reader in readers)} looks, {sum(reader.unanswered for reader in readers)} "
                      f"without an answer; {self.sweeps} sweeps with grace 0, {self.checks} checks; {strays} files "
                      f"without a row; check: exit code {code}")
-        print(self.recorder.markdown(), *wrong, f"check --json: {said}", sep="\n", flush=True)
+        print(self.recorder.markdown(), self.recorder.slow(), *wrong, f"check --json: {said}", sep="\n", flush=True)
         self.recorder.write(REPORT)
         return not wrong and not damage and only_strays(said)
 
     # --- what is killed ---
 
     async def _kill_one(self, pids: list[int]) -> None:
-        processes.send([self._random.choice(pids)] if pids else [], signal.SIGKILL)
+        await kill([self._random.choice(pids)] if pids else [])
 
     async def _kill_worker(self) -> None:
         await self._kill_one(self._stack.workers())

@@ -1,8 +1,9 @@
 """Steps of a real worker or command at which something may happen, told by files: killed, an I/O error, a pause.
 
-The steps are each call of db and of what keeps bytes, and each call to the kernel that changes the disk, before and
-after; nothing is listed by hand.  A folder named by STEPS holds `passed`, a line for each step while `watched` is
-there, and `armed`: which step, and what is to happen there, once.  Files beside that folder are those of the service.
+The steps are each call of db and of what keeps bytes or marks, and each call to the kernel that changes the disk,
+before and after; nothing is listed by hand.  A folder named by STEPS holds `passed`, a line for each step while
+`watched` is there, and `armed`: which step, and what is to happen there, once.  Files beside that folder are those of
+the service.
 
 `python -m tests.faults.steps COMMAND ...` is a command of the service with its steps.
 """
@@ -22,6 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from service.__main__ import main
+from service.cache.generations import Generations
 from service.domain import writability
 from service.domain.check import Check
 from service.storage.backup import BackupFolder
@@ -32,12 +34,14 @@ from service.storage.snapshots import PartWriter
 from tests.domain.failpoints import functions_of_db
 
 KEEPERS: dict[str, type] = {"store": LocalStore, "writer": LocalWriter, "memory": MemoryWriter,
-                            "inspector": LocalInspector, "backups": BackupFolder, "part": PartWriter}
+                            "inspector": LocalInspector, "backups": BackupFolder, "part": PartWriter,
+                            "marks": Generations}
 # what opens, closes, names or looks, what forgets what is in memory, what is called for each piece of a body
-NOT_STEPS = {"store.open", "store.close", "store.run", "store.path", "store.locate", "store.ping", "writer.write",
+NOT_STEPS = {"store.open", "store.close", "store.run", "store.run_through", "store.path", "store.locate", "store.ping", "writer.write",
              "memory.write", "memory.abort", "inspector.close", "inspector.shelves", "backups.open_to_read",
              "backups.close", "backups.names", "backups.place", "backups.unusable", "backups.snapshot",
-             "backups.is_there", "backups.read_id", "part.write", "part.close"}
+             "backups.is_there", "backups.read_id", "part.write", "part.close", "marks.read"}
+RENEWAL = "marks.renew"  # the first thing after COMMIT, which is no step itself; has no errors for others
 CALLS = ("open", "link", "unlink", "rename", "replace", "fsync", "mkdir")  # of the kernel
 OTHERS_FOLDERS = ("postgres", "log", "run", "steps")  # what is not the service's own on the disk
 CHANGES = re.compile(r"\b(INSERT INTO|UPDATE \w+|DELETE FROM|TRUNCATE|setval)\b")
@@ -62,16 +66,16 @@ class Point(NamedTuple):
 def chosen_points(points: list[Point], action: str, *, is_thorough: bool = False) -> list[Point]:
     """Those of the points where this makes a difference, or, if it is to be thorough, all.
 
-    A kill before a step leaves what a kill after the one before it leaves, and so does one after a step that only
-    looks; a file that was only opened is as empty as one that was not forced.  A call to the kernel that fails has done
-    nothing.
+    A kill before a step leaves what a kill after the one before it leaves, unless a COMMIT lies between them, and so
+    does one after a step that only looks; a file that was only opened is as empty as one that was not forced.  A call
+    to the kernel that fails has done nothing.
     """
-    if is_thorough:
-        return [point for point in points if action == "kill" or not _is_done_call(point)]
     if action != "kill":
-        return [point for point in points if not _is_done_call(point)]
+        return [point for point in points if not (_is_done_call(point) or point.step.startswith(RENEWAL))]
+    if is_thorough:
+        return points
     sites = find_sites()
-    return [point for point in points if point.step.endswith(" after") and (
+    return [point for point in points if point.step == f"{RENEWAL} before" or point.step.endswith(" after") and (
         point.step.startswith("os.") and point.step != "os.open after" or point.step.removesuffix(" after") in sites)]
 
 

@@ -16,6 +16,7 @@ from service.run import processes
 from tests.client import PASSWORD, Api, Reply, new_account, until
 from tests.faults.degraded import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, through_proxy, timed
 from tests.faults.examine import check_invariants
+from tests.faults.machine import kill
 from tests.faults.recorder import Line, Recorder
 from tests.faults.sites import OwnPostgres
 
@@ -214,7 +215,7 @@ async def test_killed_backends_are_answered_for_within_seconds(
             for _ in range(ROUNDS):
                 wanted = len(stored) + 10
                 await until(functools.partial(has, stored, wanted), seconds=PATIENCE_SECONDS)
-                processes.send([await find_backend(stack.settings["DATABASE_URL"])], signal.SIGKILL)
+                await kill([await find_backend(stack.settings["DATABASE_URL"])])
             over.set()
         line.acknowledged = len(stored)
         what, longest = max(waits.longest.items(), key=lambda item: item[1])

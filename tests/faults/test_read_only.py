@@ -1,6 +1,5 @@
 """A disk that fails under one worker of several: all of them refuse uploads, say so, and begin again together (F2)."""
 
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from service.domain import writability
 from service.run import folders, processes
 from tests.client import new_account, until
 from tests.faults.degraded import PATIENCE_SECONDS, goes_on, is_sound, running
-from tests.faults.machine import descendants, read_only
+from tests.faults.machine import descendants, kill, read_only
 from tests.faults.recorder import Recorder
 from tests.faults.sites import OwnPostgres
 
@@ -72,8 +71,7 @@ async def test_disk_that_fails_under_one_worker_is_read_only_for_all(
             assert await all_say(stack.root, "read_only"), "a worker goes on writing"
             for number in range(WORKERS):
                 await until(lambda: gauge_is(stack.root, 1.0), seconds=PATIENCE_SECONDS)
-                killed = find_worker(stack.process.pid, number)
-                processes.send([killed], signal.SIGKILL)
+                await kill([find_worker(stack.process.pid, number)])
                 await until(lambda: all_say(stack.root, "read_only"), seconds=PATIENCE_SECONDS)
             for _ in range(4 * WORKERS):
                 assert (await api.put("/lost", b"lost", expect=503)).code == "read_only"

@@ -18,18 +18,15 @@ from tests import databases
 from tests.faults.changes import ACCOUNTS, BYTES, TREE, Bench, stack_with_steps
 from tests.faults.clients import Account
 from tests.faults.recorder import Recorder
-from tests.faults.steps import chosen_points, find_sites
+from tests.faults.steps import Point, chosen_points, find_sites
 from tests.faults.test_steps import WITHOUT_NGINX
 from tests.faults.test_steps_work import WORKS, begin
 from tests.world import open_world
 
 RESTORE = "tests/domain/test_restore.py"  # into an empty place, killed at its steps, and done again as a whole
-UPKEEP = "tests/domain/test_upkeep.py"
 ELSEWHERE = {
     "backup.delete_unreferred_blobs": RESTORE, "backup.empty_tables": RESTORE, "backup.end_all_sessions": RESTORE,
     "backup.forget_data_root": RESTORE, "backup.set_epoch": RESTORE, "backup.set_sequence": RESTORE,
-    "blobs.update_crc32": "tests/api/test_archives.py", "store.crc32": "tests/api/test_archives.py",
-    "checks.set_finished": UPKEEP, "damage.update_verified": UPKEEP, "damage.update_unverified": UPKEEP,
     "store.probe": "tests/domain/test_writability.py"}
 """Steps that are not swept, and where they are tried."""
 
@@ -51,6 +48,11 @@ def test_new_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not {"store.shred", "blobs.shred"} & set(ELSEWHERE)
 
 
+def chosen_steps(points: list[Point]) -> set[str]:
+    """Where anything is tried."""
+    return {point.step for action in ("kill", "EIO") for point in chosen_points(points, action)}
+
+
 async def test_every_step_that_changes_something_is_swept(
         postgres: EmbeddedPostgres, session: aiohttp.ClientSession, recorder: Recorder, tmp_path: Path) -> None:
     swept: set[str] = set()
@@ -59,12 +61,12 @@ async def test_every_step_that_changes_something_is_swept(
         with stack_with_steps(folder, NGINX=nginx) as stack:
             bench = Bench(stack, await Account.open(session, stack))
             for change in changes:
-                swept |= {point.step for point in chosen_points(await bench.points_of(change), "EIO")}
+                swept |= chosen_steps(await bench.points_of(change))
     for kind in WORKS:
         (folder := tmp_path / kind.__name__ / "steps").mkdir(parents=True)
         dsn = databases.make_shared(postgres, f"work_{os.urandom(8).hex()}")
         async with open_world(dsn, folder.parent / "data", versions_keep=5) as world:
-            swept |= {point.step for point in chosen_points(await (await begin(world, kind)).points(), "EIO")}
+            swept |= chosen_steps(await (await begin(world, kind)).points())
     passed = {step.rpartition(" ")[0] for step in swept}
     sites = find_sites()
     unswept, swept_too = sites - passed - set(ELSEWHERE), set(ELSEWHERE) - (sites - passed)

@@ -1,4 +1,4 @@
-"""F1, F2: housekeeping, `check --repair` and `backup` are killed, or the disk fails, at every step of theirs.
+"""F1, F2: housekeeping, upkeep, `check --repair` and `backup` are killed, or the disk fails, at every step of theirs.
 
 What clients have is untouched, the next time makes everything good, and nobody sees a traceback.
 """
@@ -14,10 +14,10 @@ from service.run.postgres import EmbeddedPostgres
 from tests import databases
 from tests.faults.recorder import Line, Recorder
 from tests.faults.steps import Point, chosen_points
-from tests.faults.work import KEPT, Backup, Repair, Sweep, Work
+from tests.faults.work import KEPT, Backup, Repair, Sweep, Watch, Work
 from tests.world import World, open_world
 
-WORKS: tuple[type[Work], ...] = (Sweep, Repair, Backup)
+WORKS: tuple[type[Work], ...] = (Sweep, Watch, Repair, Backup)
 
 
 @pytest.fixture

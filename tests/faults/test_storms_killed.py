@@ -22,7 +22,7 @@ from tests.domain.commit_proxy import CommitProxy, open_proxy
 from tests.faults.clients import client_session
 from tests.faults.examine import check_invariants
 from tests.faults.linearizability import Operation, is_linearizable
-from tests.faults.machine import descendants, is_running
+from tests.faults.machine import descendants, kill
 from tests.faults.recorder import Line, Recorder
 from tests.faults.sites import FaultyStack, own_postgres
 from tests.faults.storm import EMPTY, PATIENCE_SECONDS, TURNS, Storm
@@ -53,15 +53,9 @@ def _postgres(stack: FaultyStack) -> int:
     return int((stack.root / "postgres" / "postmaster.pid").read_text(encoding="utf-8").split()[0])
 
 
-async def _kill(pids: list[int]) -> None:
-    assert pids
-    processes.send(pids, signal.SIGKILL)
-    await until(lambda: not any(map(is_running, pids)))
-
-
 async def worker_killed(site: Site) -> None:
     """One that answers; the next one takes its place."""
-    await _kill(site.stack.workers()[:1])
+    await kill(site.stack.workers()[:1])
 
 
 async def service_killed(site: Site) -> None:
@@ -72,19 +66,17 @@ async def service_killed(site: Site) -> None:
 
 async def nginx_worker_killed(site: Site) -> None:
     """One that moves bytes."""
-    await _kill(site.stack.nginx()[1:2])
+    await kill(site.stack.nginx()[1:2])
 
 
 async def backend_killed(site: Site) -> None:
     """One connection's process; PostgreSQL then ends all others and recovers."""
-    await _kill(descendants(_postgres(site.stack))[-1:])
+    await kill(descendants(_postgres(site.stack))[-1:])
 
 
 async def postgres_restarted(site: Site) -> None:
     """Stopped with -m immediate; the supervisor starts it again."""
-    postmaster = _postgres(site.stack)
-    processes.send([postmaster], signal.SIGQUIT)
-    await until(lambda: not is_running(postmaster))
+    await kill([_postgres(site.stack)], signal.SIGQUIT)
 
 
 async def _cut(site: Site, moment: str) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tests.client import Api, is_tidy, until
 from tests.faults.clients import Account
 from tests.faults.examine import check_invariants, examine
 from tests.faults.ledger import body_of, digest_of
+from tests.faults.machine import kill
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
 from tests.invariants import sweep
@@ -27,6 +28,8 @@ from tests.open_files import removed_but_open
 
 BODY_BYTES = 24_000_000  # more than all buffers on the way hold
 SHARES = (0, 1, 50, 99, 100)  # per cent of a body
+
+Fault = Callable[[FaultyStack], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -37,29 +40,31 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
         yield found
 
 
-def reload_nginx(stack: FaultyStack) -> None:
+async def reload_nginx(stack: FaultyStack) -> None:
     """New processes take over; the old ones finish what they have begun."""
-    processes.send(stack.nginx()[:1], signal.SIGHUP)
+    before = stack.nginx()
+    processes.send([before[0]], signal.SIGHUP)
+    await until(lambda: not set(stack.nginx()) <= set(before), seconds=60)
 
 
-def kill_nginx_workers(stack: FaultyStack) -> None:
+async def kill_nginx_workers(stack: FaultyStack) -> None:
     """Those that move bytes."""
-    processes.send(stack.nginx()[1:], signal.SIGKILL)
+    await kill(stack.nginx()[1:])
 
 
-def restart_nginx(stack: FaultyStack) -> None:
+async def restart_nginx(stack: FaultyStack) -> None:
     """It ends when it is asked to, without waiting, and is started again."""
-    processes.send(stack.nginx()[:1], signal.SIGTERM)
+    await kill(stack.nginx()[:1], signal.SIGTERM)
 
 
-def kill_nginx(stack: FaultyStack) -> None:
+async def kill_nginx(stack: FaultyStack) -> None:
     """All of it at once."""
-    processes.send(stack.nginx(), signal.SIGKILL)
+    await kill(stack.nginx())
 
 
-def kill_workers(stack: FaultyStack) -> None:
+async def kill_workers(stack: FaultyStack) -> None:
     """Those that decide."""
-    processes.send(stack.workers(), signal.SIGKILL)
+    await kill(stack.workers())
 
 
 async def ready(stack: FaultyStack) -> None:
@@ -94,19 +99,21 @@ async def slow_download(api: Api, path: str, half: asyncio.Event, go: asyncio.Ev
         return None
 
 
-@pytest.mark.parametrize(("fault", "is_harmless"), [
-    (reload_nginx, True), (restart_nginx, False), (kill_nginx_workers, False), (kill_nginx, False),
-    (kill_workers, False)],
+@pytest.mark.parametrize(("fault", "is_harmless", "is_cut"), [
+    (reload_nginx, True, False), (restart_nginx, False, True), (kill_nginx_workers, False, True),
+    (kill_nginx, False, True), (kill_workers, False, False)],
     ids=["nginx reloaded", "nginx restarted", "nginx workers killed", "nginx killed", "workers killed"])
 async def test_transfer_that_is_cut_is_whole_or_an_error(
         stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int,
-        request: pytest.FixtureRequest, fault: Callable[[FaultyStack], None],
-        is_harmless: bool) -> None:
+        request: pytest.FixtureRequest, fault: Fault, is_harmless: bool, is_cut: bool) -> None:
     line = recorder.line(f"F13 {request.node.callspec.id} in the middle of transfers")
     account = await Account.open(session, stack)
-    broken = 0
+    uploads = downloads = 0
     for number in range(rounds):
-        broken += await cut_transfers(stack, account, number, fault, is_harmless=is_harmless)
+        is_upload_cut, is_download_cut = await cut_transfers(stack, account, number, fault, is_harmless=is_harmless)
+        uploads += is_upload_cut
+        downloads += is_download_cut
+        assert not is_cut or is_upload_cut and is_download_cut, "the fault came when nothing was under way"
         line.injected += 1
         line.in_doubt += account.ledger.in_doubt
         damage, words = await examine([account], stack.dsn, stack.root)
@@ -115,12 +122,13 @@ async def test_transfer_that_is_cut_is_whole_or_an_error(
         again = await account.put(f"/new{number}", body_of(f"new{number}", BODY_BYTES))
         assert again is not None and again.status in (200, 201)
     line.acknowledged = account.ledger.acknowledged
-    line.note = f"{broken} of {line.injected} downloads were broken off, none was taken for whole"
+    line.note = (f"{uploads} of {line.injected} uploads and {downloads} downloads were broken off, none was taken for "
+                 "whole")
 
 
-async def cut_transfers(stack: FaultyStack, account: Account, number: int, fault: Callable[[FaultyStack], None], *,
-                        is_harmless: bool) -> bool:
-    """The fault, amid an upload and a download; whether the download was broken off."""
+async def cut_transfers(stack: FaultyStack, account: Account, number: int, fault: Fault, *,
+                        is_harmless: bool) -> tuple[bool, bool]:
+    """The fault, amid an upload and a download; whether each was broken off."""
     there = body_of(f"there{number}", BODY_BYTES)
     reply = await account.put(f"/there{number}", there)
     assert reply is not None and reply.status == 201
@@ -129,15 +137,16 @@ async def cut_transfers(stack: FaultyStack, account: Account, number: int, fault
         account, f"/new{number}", body_of(f"new{number}", BODY_BYTES), halves[0], go))
     download = asyncio.create_task(slow_download(account.api, f"/there{number}", halves[1], go))
     await asyncio.wait_for(asyncio.gather(*(half.wait() for half in halves)), 60)
-    fault(stack)
+    await fault(stack)
     go.set()
     await upload
     data = await download
     await ready(stack)
     assert data is None or hashlib.sha256(data).digest() == hashlib.sha256(there).digest(), "a part or a mix"
     assert data is not None or not is_harmless, "a reload has cost a download"
-    assert not is_harmless or account.ledger.known.get(f"/new{number}"), "a reload has cost an upload"
-    return data is None
+    is_stored = account.ledger.known.get(f"/new{number}") is not None
+    assert is_stored or not is_harmless, "a reload has cost an upload"
+    return not is_stored, data is None
 
 
 @pytest.mark.mutant("N4", "a reload that waits for nobody")

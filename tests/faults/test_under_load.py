@@ -7,6 +7,7 @@ hand but what was done to the part.
 import asyncio
 import shutil
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 
 import aiohttp
@@ -16,7 +17,7 @@ from service.run import processes
 from tests.cache.conftest import RedisServer
 from tests.faults.examine import check_invariants
 from tests.faults.load import PATIENCE_SECONDS, PROBE_SECONDS, Load, under_load
-from tests.faults.machine import descendants
+from tests.faults.machine import descendants, kill
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
 
@@ -55,37 +56,37 @@ def backends(stack: FaultyStack) -> list[int]:
 
 async def kill_postgres(load: Load) -> None:
     """As a crash does."""
-    processes.send([postmaster(load.stack)], signal.SIGKILL)
+    await kill([postmaster(load.stack)])
 
 
 async def restart_postgres(load: Load) -> None:
     """pg_ctl -m immediate."""
-    processes.send([postmaster(load.stack)], signal.SIGQUIT)
+    await kill([postmaster(load.stack)], signal.SIGQUIT)
 
 
 async def kill_backend(load: Load) -> None:
     """One connection's process; PostgreSQL then ends all others and recovers."""
-    processes.send(backends(load.stack)[-1:], signal.SIGKILL)
+    await kill(backends(load.stack)[-1:])
 
 
 async def kill_worker(load: Load) -> None:
     """One that answers."""
-    processes.send(load.stack.workers()[:1], signal.SIGKILL)
+    await kill(load.stack.workers()[:1])
 
 
 async def end_worker(load: Load) -> None:
     """One is asked to end; it finishes what it has begun."""
-    processes.send(load.stack.workers()[:1], signal.SIGTERM)
+    await kill(load.stack.workers()[:1], signal.SIGTERM)
 
 
 async def kill_nginx(load: Load) -> None:
     """Its master."""
-    processes.send(load.stack.nginx()[:1], signal.SIGKILL)
+    await kill(load.stack.nginx()[:1])
 
 
 async def kill_nginx_worker(load: Load) -> None:
     """One that moves bytes."""
-    processes.send(load.stack.nginx()[1:2], signal.SIGKILL)
+    await kill(load.stack.nginx()[1:2])
 
 
 async def stop_and_start(load: Load) -> None:
@@ -113,6 +114,14 @@ async def test_what_was_acknowledged_survives_and_the_service_is_back_by_itself(
     async with under_load(loaded, session, recorder.line(fault)) as load:
         for _ in range(rounds):
             await load.inject(lambda: KILLS[fault](load))
+
+
+async def test_kill_of_nothing_is_noticed() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pids in ([], [gone.pid]):
+        with pytest.raises(AssertionError, match="nothing to kill"):
+            await kill(pids)
 
 
 # --- what hangs ---

@@ -1,4 +1,4 @@
-"""What is done beside the requests, each as a process of its own with steps: housekeeping, check --repair, backup."""
+"""What is done beside the requests, each as a process of its own with steps."""
 
 import asyncio
 import hashlib
@@ -17,6 +17,7 @@ from service.storage.backup import BackupFolder
 from service.storage.inspection import LocalInspector
 from tests import backups
 from tests.faults.steps import Point, Steps
+from tests.faults.sweeper import all_of_upkeep
 from tests.invariants import (
     check_all, no_dangling_reference, nothing_removed_before_its_fence, take_snapshot, tree_is_whole, usage_is_the_sum,
     versions_belong_together,
@@ -132,6 +133,43 @@ class Sweep(Work):
             "replaced_at IS NOT NULL), (SELECT count(*) FROM audit WHERE at < now() - interval '1 day'), "
             "(SELECT count(*) FROM requests), (SELECT count(*) FROM sessions WHERE expires_at < now())")
         assert left is not None and set(left) == {0}, left
+        await check_all(self.world.dsn, self.world.root)
+
+
+class Watch(Work):
+    """All checks are due, all bytes are to be read back, and what was damaged is whole again."""
+
+    name = "upkeep"
+    codes = {0, 1}
+    is_command = False
+    module = "tests.faults.sweeper"
+
+    def arguments(self) -> list[str]:
+        """What one worker of all does."""
+        return [self.world.dsn, str(self.world.root), "0", "--upkeep"]
+
+    async def litter(self) -> None:
+        """Something of each kind."""
+        path = self.fresh()
+        await self.world.put(self.caller, path, os.urandom(100))
+        key = (await self.world.content.deliver(self.caller, split_path(path))).key
+        async with self.world.observer.acquire() as observer:
+            await observer.execute("DELETE FROM checks")
+            await observer.execute("UPDATE blobs SET verified_at = NULL")
+            await observer.execute("INSERT INTO damaged_blobs (blob_id, kind) VALUES ($1, 'digest')", key)
+
+    async def finish(self) -> None:
+        """Another time ends what was cut off: all was looked at, and nothing is taken for damaged any more."""
+        inspector = LocalInspector(self.world.root)
+        try:
+            assert await all_of_upkeep(self.world.database, self.world.store, inspector, self.world.dsn)
+        finally:
+            inspector.close()
+        left = await self.world.observer.fetchrow(
+            "SELECT (SELECT count(*) FROM damaged_blobs), (SELECT count(*) FROM blobs WHERE verified_at IS NULL)")
+        assert left is not None and set(left) == {0}, left
+        done = {row["name"] for row in await self.world.observer.fetch("SELECT name FROM checks")}
+        assert done == {"leftovers", "walk", "sizes", "rows"}, done
         await check_all(self.world.dsn, self.world.root)
 
 

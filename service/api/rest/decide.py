@@ -11,7 +11,11 @@ from service.api.keys import BEHIND_NGINX, CALLER, DOMAIN, TRACE, Action
 from service.api.rest.files import decide_file
 from service.cache.generations import TTL_SECONDS
 from service.domain import audit
+from service.domain.accounts import SESSION_CACHE_SECONDS
 from service.errors import NotFound, ServiceError
+
+# the session may have been asked after so long before, and was believed
+GOOD_SECONDS = int(TTL_SECONDS - SESSION_CACHE_SECONDS)
 
 
 async def decide_download(request: web.Request) -> web.StreamResponse:
@@ -44,4 +48,4 @@ def _seconds_good(request: web.Request) -> int:
     nginx counts whole seconds and the last one in full.
     """
     expires_at = request.app[DOMAIN].accounts.token_expires_at(bearer(request))
-    return max(0, min(TTL_SECONDS, int(expires_at - time.time())) - 1)
+    return max(0, min(GOOD_SECONDS, int(expires_at - time.time())) - 1)
