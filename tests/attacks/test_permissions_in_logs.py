@@ -127,6 +127,10 @@ async def test_refused_and_large_requests_are_told_without_their_address(
     _assert_untold(mark, permissions)
 
 
+def _told(mark: Mark) -> list[bytes]:
+    return [line for line in mark.lines("service.log") if b'"code":"content_unavailable"' in line]
+
+
 async def test_missing_bytes_are_told_without_the_address(
         session: aiohttp.ClientSession, own_stack: Stack, tmp_path: Path) -> None:
     api = await new_account(session, own_stack)
@@ -137,8 +141,8 @@ async def test_missing_bytes_are_told_without_the_address(
         assert _ask(own_stack, request(f"GET {permissions.file}", *headers)) == 500
         assert _ask(own_stack, request(f"GET {permissions.locked}", f"X-Link-Password: {PASSWORD}", *headers)) == 500
         assert _ask(own_stack, request(f"GET {permissions.signed}", *headers)) == 404
-    told = [line for line in mark.lines("service.log") if b'"code":"content_unavailable"' in line]
-    assert len(told) == 8 and all(b'"link":' in line for line in told)
+    await until(lambda: len(_told(mark)) == 8)
+    assert all(b'"link":' in line for line in _told(mark))
     assert _ask(own_stack, request("GET /file/download?path=/a.bin", token=api.token)) == 500
     await until(lambda: any(b"failed (2: " in line and blob.name.encode() in line for line in mark.lines("nginx.log")))
     (tmp_path / "aside").rename(blob)
