@@ -13,8 +13,8 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from io import FileIO
 from types import MappingProxyType
-from typing import BinaryIO
 from urllib.parse import quote
 
 from aiohttp import web
@@ -41,10 +41,11 @@ Range = tuple[int, int]  # first byte, length
 
 
 async def respond(request: web.Request, delivery: Delivery, *,
-                  extra: Mapping[str, str] = MappingProxyType({})) -> web.StreamResponse:
+                  extra: Mapping[str, str] = MappingProxyType({}), through_link: bool = False) -> web.StreamResponse:
     """Send a file: 200, 206, 304, 412 or 416 (RFC 9110, sections 13 and 14); `extra` are headers of 200 and 206.
 
-    Of these, nginx keeps no others than Set-Cookie.
+    Of these, nginx keeps no others than Set-Cookie.  What goes `through_link` nginx sends where it logs nothing, so it
+    is opened here first.  Raises ContentUnavailable, Unavailable.
     """
     headers = {**_headers(delivery), **extra}
     if not _may_send(request, delivery):
@@ -54,7 +55,9 @@ async def respond(request: web.Request, delivery: Delivery, *,
     if request.app[BEHIND_NGINX] and _nginx_agrees(request, delivery):
         location = request.app[STORE].locate(delivery.key)
         assert _LOCATION.fullmatch(location)  # no text of a user ever gets into this header
-        headers["X-Accel-Redirect"] = f"/_blobs/{location}"
+        if through_link:
+            (await _open(request, delivery)).close()
+        headers["X-Accel-Redirect"] = f"/{'_linked' if through_link else '_blobs'}/{location}"
         metrics.BYTES.labels("out", "nginx").inc(_length(request, delivery))
         return web.Response(headers=headers)
     return await _send(request, delivery, headers)
@@ -273,13 +276,7 @@ async def _send(request: web.Request, delivery: Delivery, headers: dict[str, str
     status, parts = _lay_out(delivery, ranges, headers)
     response = web.StreamResponse(status=status, headers=headers)
     response.content_length = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
-    loop = asyncio.get_running_loop()
-    try:
-        file = await loop.run_in_executor(None, request.app[STORE].path(delivery.key).open, "rb", 0)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise explain(error) from error
-        raise ContentUnavailable() from error
+    file = await _open(request, delivery)
     try:
         await response.prepare(request)
         if request.method != "HEAD":
@@ -289,6 +286,16 @@ async def _send(request: web.Request, delivery: Delivery, headers: dict[str, str
     finally:
         file.close()
     return response
+
+
+async def _open(request: web.Request, delivery: Delivery) -> FileIO:
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(None, FileIO, request.app[STORE].path(delivery.key))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise explain(error) from error
+        raise ContentUnavailable() from error
 
 
 def _lay_out(delivery: Delivery, ranges: Sequence[Range] | None,
@@ -313,7 +320,7 @@ def _content_range(piece: Range, size_bytes: int) -> str:
     return f"bytes {piece[0]}-{piece[0] + piece[1] - 1}/{size_bytes}"
 
 
-async def _write_part(response: web.StreamResponse, file: BinaryIO, part: bytes | Range) -> None:
+async def _write_part(response: web.StreamResponse, file: FileIO, part: bytes | Range) -> None:
     if isinstance(part, bytes):
         await response.write(part)
         return

@@ -8,6 +8,7 @@ functions of the domain need not pass it on.
 
 import hashlib
 import hmac
+import json
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
@@ -54,7 +55,15 @@ def _kept(key: str) -> str:
 def describe(*parts: object) -> None:
     """Add to what the request asks for: all that makes it another one if it is another one."""
     if (request := _REQUEST.get()) is not None:
-        request.digest.update(orjson.dumps(parts, default=_plain))  # arrays: two parts are never taken for one
+        request.digest.update(_as_json(parts))  # an array: two parts are never taken for one
+
+
+def _as_json(parts: tuple[object, ...]) -> bytes:
+    try:
+        return orjson.dumps(parts, default=_plain)
+    except orjson.JSONEncodeError:
+        # what is no UTF-8 in a header came as surrogates, which only this one escapes; orjson writes no such text
+        return json.dumps(parts, default=_plain).encode("ascii")
 
 
 def _plain(value: object) -> object:

@@ -96,7 +96,7 @@ def _render_kinds(what: str) -> str:
         lines += [f"location /_{what}/{kind}/ {{",
                   f"    {{{{include {what}.conf}}}}",
                   *([] if kind.startswith(SMALL) else ["    open_file_cache off;"]),
-                  "    {{include internal.conf}}",
+                  *(["    {{include internal.conf}}"] if what == "signed" else []),  # the others may be logged
                   "    {{include headers.conf}}",
                   f"    default_type {_quote(content_type)};",
                   "}"]

@@ -193,6 +193,7 @@ async def test_wrong_method_is_405_and_told_which_are_right(api: Api) -> None:
 INTERNAL = [
     "/_preflight", "/_preflight/", "/_refuse/401", "/_refuse/", "/_refused", "/_problem", "/_unreadable/200",
     "/_unreadable/", "/_unsatisfiable", "/_blobs", "/_blobs/", "/_blobs/00/x", "/_blobs../jwt_secret",
+    "/_linked", "/_linked/", "/_linked/00/x", "/_linked../jwt_secret", "/_linked/%2e%2e/jwt_secret",
     "/_blobs/../jwt_secret", "/_blobs/%2e%2e/jwt_secret", "/_blobs..%2fjwt_secret", "/_", "/_anything", "/metrics",
     "/metrics/", "/metrics?name=x", "/%5fpreflight", "/%5Fblobs/", "/x/../_preflight", "//_preflight", "/./_refused",
     "/_preflight?x=1", "/_decide", "/_decide/", "/_decide?path=/x", "/_decided/",
@@ -206,6 +207,7 @@ async def test_internal_address_is_not_there_from_outside(api: Api) -> None:
     await api.put("/a.txt", b"hello")
     blobs = [f"/_{name}" for name in files_on_disk(api.stack) - before if name.startswith("blobs/")]
     assert blobs
+    blobs += [address.replace("/_blobs/", "/_linked/") for address in blobs]
     for address in (*INTERNAL, *blobs):
         for method in ("GET", "HEAD", "POST", "PUT"):
             for token in ("none", api.token):

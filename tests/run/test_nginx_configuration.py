@@ -94,7 +94,7 @@ def test_neither_regular_expressions_nor_rewriting() -> None:
 def test_alias_and_its_location_end_in_a_slash() -> None:
     aliases = {name: body for name, body in locations().items() if "alias " in body}
     assert set(aliases) == {
-        "/_blobs/", "/_spool/", *(f"/_{what}/{kind}/" for what in ("signed", "decided") for kind in KINDS)}
+        "/_blobs/", "/_linked/", "/_spool/", *(f"/_{what}/{kind}/" for what in ("signed", "decided") for kind in KINDS)}
     for name, body in aliases.items():
         assert name.endswith("/")
         assert re.findall(r"alias (\S+);", body) == ["body/" if name == "/_spool/" else "../../blobs/"]
@@ -116,7 +116,7 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
     common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
     proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
     assert set(proxied) == {"/", "/auth/", "@upload_small", "@upload_admitted", "= /_preflight", "= /_decide",
-                            "@download_asked", "@link_visit"}
+                            "@download_asked", "@link_visit", "@link_admitted"}
     for body in proxied.values():
         names = re.findall(r"proxy_set_header (\S+)", body)
         assert len(set(names)) == len(names)
@@ -124,7 +124,7 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
 
 
 def test_only_uploads_carry_the_name_of_a_file() -> None:
-    assert [name for name, body in locations().items() if "X-File $" in body] == ["@upload_admitted"]
+    assert [name for name, body in locations().items() if "X-File $" in body] == ["@upload_admitted", "@link_admitted"]
 
 
 def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:
@@ -150,6 +150,16 @@ def test_every_internal_address_is_internal() -> None:
         if name.removeprefix("= ").startswith("/_") and name != "/_":
             assert "internal;" in body
             assert "client_max_body_size 0;" in body
+
+
+def test_nothing_is_logged_where_an_address_may_be_a_permission() -> None:
+    """And everything elsewhere: what is reached from accounts' addresses alone."""
+    logged = {name for name, body in locations().items() if "error_log /dev/null emerg;" not in body}
+    assert {name for name in logged if not name.startswith("/_decided/")} == {
+        "/", "/auth/", "= /auth", "= /file", "@upload_small", "@upload_large", "@upload_admitted", "/_blobs/", "/_",
+        "= /metrics", "/metrics/", "= /file/download", "= /file/download/", "@download_asked", "@download_decided"}
+    assert len({name for name in logged if name.startswith("/_decided/")}) == len(KINDS)
+    assert render().count("error_log ") == 1 + len(locations()) - len(logged)
 
 
 def run_gixy(configuration: str, folder: Path, *options: str) -> None:

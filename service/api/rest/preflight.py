@@ -25,9 +25,10 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
         if address.startswith("/s/"):
             # visitors of a link are not to use up what is its owner's
             uploader: UUID = (await admit_link_upload(request, address)).link.id
+            following = "@link_admitted"  # where nginx does not log: the address is the permission
         else:
             who = request[CALLER] = await authenticate(request)
-            uploader = who.user_id
+            uploader, following = who.user_id, "@upload_admitted"
             _check_method(request, method)
             if method in ("PUT", "POST"):
                 await admit_upload(request, who, method, address)
@@ -39,7 +40,7 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
         return render_refusal(error, request[TRACE].request_id, headers=headers)
     # counted as the yes that it is
     request[TRACE].instead = Action(name="ask_preflight", method=request.method, status=204, route="/_preflight")
-    return web.Response(status=403, headers={"X-Next": "@upload_admitted", "X-Uploader": str(uploader)})
+    return web.Response(status=403, headers={"X-Next": following, "X-Uploader": str(uploader)})
 
 
 def _check_method(request: web.Request, method: str) -> None:

@@ -214,7 +214,7 @@ async def _send_file(request: web.Request, opened: Opened) -> web.StreamResponse
     extra = {"X-Robots-Tag": "noindex, nofollow"}
     if proof:
         extra["Set-Cookie"] = _cookie(request, RESUME_COOKIE, proof, max_age_seconds=RESUME_PROOF_SECONDS)
-    return await delivery.respond(request, decided, extra=extra)
+    return await delivery.respond(request, decided, extra=extra, through_link=True)
 
 
 async def _send_folder(request: web.Request, opened: Opened, folder: Folder) -> web.StreamResponse:
