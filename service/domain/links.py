@@ -12,9 +12,9 @@ from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import Content
 from service.domain.places import Place, Target, get, get_locked
-from service.domain.requests import once
+from service.domain.requests import begun, once
 from service.domain.throttle import network, throttle
-from service.errors import InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
+from service.errors import Conflict, InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
 from service.model import (
     Caller, Delivery, File, FileId, Folder, Link, LinkChild, LinkId, LinkKind, SessionId, Staged, new_uuid,
 )
@@ -32,9 +32,13 @@ GONE = "There is nothing here: the address is wrong, or the link is no longer va
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How often a password may be tried, from one network; ten times as often from all of them."""
+    """How often the password of a link may be tried from one network, and ten times as often from all of them.
+
+    As often an account may make a link with a password.  `requests_per_minute`: tries from one network, of all links.
+    """
 
     password_attempts_per_minute: int
+    requests_per_minute: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +95,20 @@ class Links:
                      max_downloads: int | None, expires_in_seconds: int | None) -> tuple[Link, str]:
         """A new link, and its token, which is not to be had again.
 
-        Raises NotFound, NotAFolder (only a folder takes uploads), InvalidField (the password).
+        Raises NotFound, NotAFolder (only a folder takes uploads), and for a password InvalidField and TooManyRequests.
         """
-        password_hash = None if password is None else await self._passwords.hash(password)
+        password_hash = None if password is None else await self._hash(caller, place, kind, password)
         link_id = LinkId(new_uuid())
         _, token_sha256 = link_token(self._proofs.seed(link_id.bytes))
 
         async def work(conn: Connection) -> Link:
             await files.lock_tree_shared(conn, caller.user_id)
             found = await get_locked(conn, caller.user_id, place)
-            is_folder = isinstance(found, Folder)
-            if kind == "upload" and not is_folder:
-                raise NotAFolder("Only a folder can take uploads.", field="path")
+            _check_kind(kind, found)
+            if password is not None and password_hash is None:
+                raise Conflict()  # the key was so old that it has just been forgotten
             link = Link(
-                id=link_id, user_id=caller.user_id, file_id=found.id, is_folder=is_folder, kind=kind,
+                id=link_id, user_id=caller.user_id, file_id=found.id, is_folder=isinstance(found, Folder), kind=kind,
                 path=found.path, password_hash=password_hash, max_downloads=max_downloads, downloads=0,
                 created_at=found.created_at, expires_at=None)
             link = await links.insert_link(conn, link, token_sha256=token_sha256,
@@ -116,6 +120,18 @@ class Links:
         # nobody keeps the token: it is made again for a request that is sent again, whose link has another id
         link = await once(self._database, caller.user_id, work)
         return link, link_token(self._proofs.seed(link.id.bytes))[0]
+
+    async def _hash(self, caller: Caller, place: Place, kind: LinkKind, password: str) -> str | None:
+        """The hash of a link's password; None for a request that was carried out before, whose result is left to get.
+
+        Hashing is what costs us: nothing is hashed for what is not there, and no account may fill the queue.
+        """
+        if await begun(self._database, caller.user_id) is None:
+            return None
+        async with self._database.connection() as conn:
+            _check_kind(kind, await get(conn, caller.user_id, place))
+        await throttle(self._cache, [(f"link-password:{caller.user_id}", self._limits.password_attempts_per_minute)])
+        return await self._passwords.hash(password)
 
     async def list(self, caller: Caller, place: Place | None) -> list[Link]:
         """The caller's links, the oldest first; with a place only those to the file or folder there."""
@@ -178,10 +194,14 @@ class Links:
             return
         if key.password is None:
             raise LinkPasswordRequired()
-        # before the hash is computed, which is what costs us; the second one is for many networks against one link
-        attempts = self._limits.password_attempts_per_minute
-        await throttle(self._cache, [(f"link:{link.id}:{network(key.address)}", attempts),
-                                     (f"link:{link.id}", 10 * attempts)])
+        # before the hash is computed, which is what costs us
+        attempts, where = self._limits.password_attempts_per_minute, network(key.address)
+        await throttle(self._cache, [
+            (f"link:{link.id}:{where}", attempts),
+            (f"link:{where}", self._limits.requests_per_minute),
+            # many networks against one link
+            (f"link:{link.id}", 10 * attempts),
+        ])
         if not await self._passwords.verify(key.password, link.password_hash):
             raise InvalidLinkPassword(field="password")
 
@@ -249,6 +269,11 @@ class Links:
 
         target = Target(place=FileId(opened.found.id), in_folder=True, own_name=name, never_replaces=True)
         await self._content.store(opened.owner, target, staged, content_type=content_type, also=use)
+
+
+def _check_kind(kind: LinkKind, found: File | Folder) -> None:
+    if kind == "upload" and not isinstance(found, Folder):
+        raise NotAFolder("Only a folder can take uploads.", field="path")
 
 
 def _password(link: Link) -> tuple[bytes, ...]:

@@ -74,3 +74,20 @@ async def test_flood_of_logins_is_refused_beyond_its_queue_and_stops_nobody_else
     assert {reply.status for reply in replies} == {401, 503} and len(refused) >= 90 - 2 * 33
     assert all(int(reply.headers["Retry-After"]) >= 1 for reply in refused)
     assert downloads >= 10
+
+
+async def test_passwords_of_many_links_keep_nobody_from_logging_in(
+        session: aiohttp.ClientSession, tight_stack: Stack) -> None:
+    """One account has no more hashed for its links than for its logins, so the queue stays free for the others."""
+    api, other = await new_account(session, tight_stack), await new_account(session, tight_stack)
+    link = {"path": "/", "password": PASSWORD}
+    flood = [asyncio.ensure_future(api.call("POST", "/file/link", json=link)) for _ in range(80)]
+    credentials = {"username": other.username, "password": PASSWORD}
+    await other.call("POST", "/auth/jwt/login", json=credentials, expect=200)
+    replies = await asyncio.gather(*flood)
+    refused = [reply for reply in replies if reply.status == 429]
+    assert {reply.status for reply in replies} == {201, 429} and len(refused) >= 75
+    for reply in refused:
+        assert reply.code == "too_many_requests" and 1 <= int(reply.headers["Retry-After"]) <= 60
+    await other.call("POST", "/file/link", json=link, expect=201)
+    await api.call("POST", "/file/link", json={"path": "/"}, expect=201)

@@ -2,15 +2,20 @@
 
 from collections.abc import AsyncIterator, Callable
 
+import bcrypt
 import pytest
 
 from service.cache.local import LocalCache
+from service.db.pool import Connection
 from service.domain import links
 from service.domain.links import Key, Links
-from service.errors import InvalidLinkPassword, TooManyRequests
-from service.model import Caller, Link
+from service.errors import Conflict, InvalidLinkPassword, NotAFolder, NotFound, TooManyRequests
+from service.model import Caller, Link, LinkKind
 from service.security.addresses import LinkProofs
 from service.security.passwords import Passwords
+from tests.domain.failpoints import Failpoints
+from tests.domain.retries import as_request
+from tests.invariants import check_all
 from tests.world import World
 
 PASSWORD = "correct horse battery staple"
@@ -25,9 +30,9 @@ async def make_links(world: World) -> AsyncIterator[MakeLinks]:
     """Makes workers: each counts by itself."""
     passwords = Passwords(4)
 
-    def make(attempts: int = TRIES) -> Links:
+    def make(attempts: int = TRIES, requests: int = 1000) -> Links:
         return Links(world.database, world.content, LocalCache(), passwords, LinkProofs("a secret of this test alone"),
-                     links.Limits(password_attempts_per_minute=attempts))
+                     links.Limits(password_attempts_per_minute=attempts, requests_per_minute=requests))
 
     yield make
     passwords.close()
@@ -41,10 +46,23 @@ async def caller(world: World) -> Caller:
     return caller
 
 
-async def create(service: Links, caller: Caller, *, path: str = "a",
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The salts of the hashes that were made."""
+    made, hashpw = [], bcrypt.hashpw
+
+    def counted(password: bytes, salt: bytes) -> bytes:
+        made.append(salt)
+        return hashpw(password, salt)
+
+    monkeypatch.setattr(bcrypt, "hashpw", counted)
+    return made
+
+
+async def create(service: Links, caller: Caller, *, path: str = "a", kind: LinkKind = "download",
                  password: str | None = PASSWORD) -> tuple[Link, str]:
-    """A link to a file in the root, and its token."""
-    return await service.create(caller, (path,), kind="download", password=password, max_downloads=None,
+    """A link to something in the root, and its token."""
+    return await service.create(caller, (path,), kind=kind, password=password, max_downloads=None,
                                 expires_in_seconds=None)
 
 
@@ -74,3 +92,71 @@ async def test_many_networks_against_one_link_are_limited(make_links: MakeLinks,
             await service.open(token, Key(password="wrong wrong", address=f"203.0.{number}.1"))
     with pytest.raises(TooManyRequests):
         await service.open(token, Key(password=PASSWORD, address=HOME))
+
+
+async def test_one_network_against_many_links_is_limited(make_links: MakeLinks, caller: Caller) -> None:
+    """Or somebody could keep all hashing to himself with links of his own, each of them with its own tries."""
+    service, maker = make_links(requests=3), make_links(attempts=1000)
+    tokens = [(await create(maker, caller))[1] for _ in range(4)]
+    for token in tokens[:3]:
+        with pytest.raises(InvalidLinkPassword):
+            await service.open(token, Key(password="wrong wrong", address=STRANGER))
+    with pytest.raises(TooManyRequests) as caught:
+        await service.open(tokens[3], Key(password=PASSWORD, address=STRANGER))
+    assert caught.value.retry_after_seconds
+    await service.open(tokens[3], Key(password=PASSWORD, address=HOME))
+
+
+# --- what is hashed for whom ---
+
+async def test_nothing_is_hashed_for_what_is_not_there(
+        make_links: MakeLinks, caller: Caller, hashed: list[bytes]) -> None:
+    service = make_links()
+    for _ in range(2 * TRIES):  # nor does it count
+        with pytest.raises(NotFound):
+            await create(service, caller, path="none")
+    with pytest.raises(NotAFolder):
+        await create(service, caller, kind="upload")
+    assert hashed == []
+    await create(service, caller)
+    assert len(hashed) == 1
+
+
+async def test_passwords_of_links_are_counted_for_each_account_before_they_are_hashed(
+        world: World, make_links: MakeLinks, caller: Caller, hashed: list[bytes]) -> None:
+    service, other = make_links(), await world.new_caller()
+    await world.put(other, "/a", b"bytes")
+    for _ in range(TRIES):
+        await create(service, caller)
+    with pytest.raises(TooManyRequests) as caught:
+        await create(service, caller)
+    assert 1 <= (caught.value.retry_after_seconds or 0) <= 60
+    assert len(hashed) == TRIES
+    await create(service, caller, password=None)
+    await create(service, other)
+    await check_all(world.dsn, world.root)
+
+
+async def test_link_that_is_asked_for_again_is_neither_looked_for_nor_hashed_nor_counted(
+        world: World, make_links: MakeLinks, caller: Caller, hashed: list[bytes]) -> None:
+    service = make_links(attempts=1)
+    made = await as_request("key", lambda: create(service, caller))
+    await world.delete(caller, "/a")
+    for _ in range(3):
+        assert await as_request("key", lambda: create(service, caller)) == made
+    assert len(hashed) == 1
+
+
+async def test_link_never_loses_its_password_to_a_key_that_is_forgotten_meanwhile(
+        world: World, make_links: MakeLinks, caller: Caller, failpoints: Failpoints) -> None:
+    async def forget(conn: Connection) -> None:
+        await conn.execute("DELETE FROM requests")
+
+    service = make_links()
+    await as_request("key", lambda: create(service, caller))
+    failpoints.reset()
+    failpoints.arm("requests.insert_request before", forget)
+    with pytest.raises(Conflict):
+        await as_request("key", lambda: create(service, caller))
+    assert failpoints.was_hit
+    assert [link.password_hash is None for link in await service.list(caller, None)] == [False]
