@@ -5,6 +5,7 @@ nothing while that is in the trash.  Everything but "is there such a link" comes
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from service.cache.base import Cache
 from service.db import files, links
@@ -14,7 +15,9 @@ from service.domain.content import Content
 from service.domain.places import Place, Target, get, get_locked
 from service.domain.requests import begun, once
 from service.domain.throttle import network, throttle
-from service.errors import Conflict, InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
+from service.errors import (
+    Conflict, InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound, TooManyLinks,
+)
 from service.model import (
     Caller, Delivery, File, FileId, Folder, Link, LinkChild, LinkId, LinkKind, SessionId, Staged, new_uuid,
 )
@@ -25,6 +28,7 @@ from service.security.secrets import link_token, parse_link_token
 PASSWORD_PROOF_SECONDS = 3600
 RESUME_PROOF_SECONDS = 3600
 PAGE_CHILDREN = 200
+MAX_LINKS = 10_000  # of an account at a time, since all of them may be asked for in one answer
 
 # one text for all that a visitor is not to tell apart: unknown, expired, revoked, used up, its file gone
 GONE = "There is nothing here: the address is wrong, or the link is no longer valid."
@@ -95,7 +99,8 @@ class Links:
                      max_downloads: int | None, expires_in_seconds: int | None) -> tuple[Link, str]:
         """A new link, and its token, which is not to be had again.
 
-        Raises NotFound, NotAFolder (only a folder takes uploads), and for a password InvalidField and TooManyRequests.
+        Raises NotFound, NotAFolder (only a folder takes uploads), TooManyLinks, and for a password InvalidField and
+        TooManyRequests.
         """
         password_hash = None if password is None else await self._hash(caller, place, kind, password)
         link_id = LinkId(new_uuid())
@@ -111,6 +116,9 @@ class Links:
                 id=link_id, user_id=caller.user_id, file_id=found.id, is_folder=isinstance(found, Folder), kind=kind,
                 path=found.path, password_hash=password_hash, max_downloads=max_downloads, downloads=0,
                 created_at=found.created_at, expires_at=None)
+            await links.lock_links(conn, caller.user_id)
+            if not await links.make_room(conn, caller.user_id, bound=MAX_LINKS):
+                raise TooManyLinks()
             link = await links.insert_link(conn, link, token_sha256=token_sha256,
                                            expires_in_seconds=expires_in_seconds)
             await record(conn, caller.user_id, "link_create", file_id=found.id, path=found.path, link=str(link.id),
@@ -133,11 +141,17 @@ class Links:
         await throttle(self._cache, [(f"link-password:{caller.user_id}", self._limits.password_attempts_per_minute)])
         return await self._passwords.hash(password)
 
-    async def list(self, caller: Caller, place: Place | None) -> list[Link]:
-        """The caller's links, the oldest first; with a place only those to the file or folder there."""
+    async def page(self, caller: Caller, place: Place | None, *, after: tuple[datetime, LinkId] | None,
+                   limit: int | None) -> list[Link]:
+        """A part of `list`; `after` is the last link of the part before."""
         async with self._database.connection() as conn:
             file_id = None if place is None else (await get(conn, caller.user_id, place)).id
-            return await links.list_links(conn, caller.user_id, file_id=file_id)
+            return await links.list_links(conn, caller.user_id, file_id=file_id, after=after, limit=limit)
+
+    async def list(self, caller: Caller, place: Place | None) -> list[Link]:
+        """All links of the caller, the oldest first; with a place only those to the file or folder there."""
+        async with self._database.lane():
+            return await self.page(caller, place, after=None, limit=None)
 
     async def revoke(self, caller: Caller, link_id: LinkId) -> None:
         """End a link; raise NotFound, also for another account's."""

@@ -1,5 +1,6 @@
 """Links below HTTP: who may try a password how often, what is hashed for whom, how many there may be."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import bcrypt
@@ -9,7 +10,7 @@ from service.cache.local import LocalCache
 from service.db.pool import Connection
 from service.domain import links
 from service.domain.links import Key, Links
-from service.errors import Conflict, InvalidLinkPassword, NotAFolder, NotFound, TooManyRequests
+from service.errors import Conflict, InvalidLinkPassword, NotAFolder, NotFound, TooManyLinks, TooManyRequests
 from service.model import Caller, Link, LinkKind
 from service.security.addresses import LinkProofs
 from service.security.passwords import Passwords
@@ -160,3 +161,64 @@ async def test_link_never_loses_its_password_to_a_key_that_is_forgotten_meanwhil
         await as_request("key", lambda: create(service, caller))
     assert failpoints.was_hit
     assert [link.password_hash is None for link in await service.list(caller, None)] == [False]
+
+
+# --- how many there may be ---
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many links of an account, fewer than usual."""
+    monkeypatch.setattr(links, "MAX_LINKS", 3)
+    return 3
+
+
+async def test_account_has_at_most_so_many_links(
+        world: World, make_links: MakeLinks, caller: Caller, bound: int) -> None:
+    service, other = make_links(), await world.new_caller()
+    await world.put(other, "/a", b"bytes")
+    made = [(await create(service, caller, password=None))[0] for _ in range(bound)]
+    for _ in range(2):
+        with pytest.raises(TooManyLinks):
+            await create(service, caller, password=None)
+    await create(service, other, password=None)
+    await service.revoke(caller, made[1].id)
+    await create(service, caller, password=None)
+    with pytest.raises(TooManyLinks):
+        await create(service, caller, password=None)
+    assert len(await service.list(caller, None)) == bound
+    await check_all(world.dsn, world.root)
+
+
+async def test_many_at_once_do_not_get_past_the_bound(
+        world: World, make_links: MakeLinks, caller: Caller, bound: int) -> None:
+    service = make_links()
+    await world.put(caller, "/b", b"bytes")
+    outcomes = await asyncio.gather(*(create(service, caller, password=None, path="ab"[number % 2])
+                                      for number in range(4 * bound)), return_exceptions=True)
+    assert sum(isinstance(outcome, tuple) for outcome in outcomes) == bound
+    assert sum(isinstance(outcome, TooManyLinks) for outcome in outcomes) == 3 * bound
+    assert len(await service.list(caller, None)) == bound
+
+
+async def test_links_that_expired_make_room_at_the_bound_the_oldest_first(
+        world: World, make_links: MakeLinks, caller: Caller, bound: int) -> None:
+    service = make_links()
+    kept, later, sooner = [(await create(service, caller, password=None))[0].id for _ in range(bound)]
+    for link_id, hours in ((later, 1), (sooner, 2)):
+        await world.observer.execute(
+            "UPDATE links SET expires_at = now() - make_interval(hours => $2) WHERE id = $1", link_id, hours)
+    for gone in ({sooner}, {sooner, later}):
+        await create(service, caller, password=None)
+        held = {link.id for link in await service.list(caller, None)}
+        assert len(held) == bound and not held & gone and held >= {kept, later} - gone
+    with pytest.raises(TooManyLinks):
+        await create(service, caller, password=None)
+
+
+async def test_links_below_the_bound_stay_in_the_list_when_they_expire(
+        world: World, make_links: MakeLinks, caller: Caller, bound: int) -> None:
+    service = make_links()
+    first, _ = await create(service, caller, password=None)
+    await world.observer.execute("UPDATE links SET expires_at = now() - interval '1 hour'")
+    await create(service, caller, password=None)
+    assert first.id in {link.id for link in await service.list(caller, None)}
