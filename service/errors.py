@@ -152,6 +152,12 @@ class NameTaken(ServiceError):
     code = "name_taken"
 
 
+class TooManyLinks(ServiceError):
+    """The account has as many links as it may have; revoke one first."""
+
+    code = "too_many_links"
+
+
 class Conflict(ServiceError):
     """The tree changed while the request was carried out; try again."""
 

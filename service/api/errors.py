@@ -25,6 +25,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.NotAFolder: 409,
     errors.IsAFolder: 409,
     errors.NameTaken: 409,
+    errors.TooManyLinks: 409,
     errors.Conflict: 409,
     errors.AddressExpired: 410,
     errors.PreconditionFailed: 412,

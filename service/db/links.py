@@ -1,12 +1,41 @@
 """Public links: found by the digest of their token, used up by a counter."""
 
 from dataclasses import replace
+from datetime import datetime
 from typing import cast
 
 import asyncpg
 
 from service.db.pool import Connection
 from service.model import FileId, Link, LinkChild, LinkId, LinkKind, UserId
+
+LOCK_LINKS = """
+-- one new link of an account at a time: or those made at once would get past the bound together
+SELECT pg_advisory_xact_lock(hashtextextended($1::uuid::text, 2))
+"""
+
+
+async def lock_links(conn: Connection, user_id: UserId) -> None:
+    """Let nobody else make a link of the account until the transaction ends."""
+    await conn.execute(LOCK_LINKS, user_id)
+
+
+MAKE_ROOM = """
+-- at the bound links that expired go before their time, the oldest first; skipped: what somebody just revokes
+WITH gone AS (
+    DELETE FROM links WHERE id IN (
+        SELECT id FROM links WHERE user_id = $1 AND expires_at < now() ORDER BY expires_at
+        LIMIT greatest(0, (SELECT count(*) FROM links WHERE user_id = $1) - $2::integer + 1) FOR UPDATE SKIP LOCKED)
+    RETURNING id
+)
+SELECT (SELECT count(*) FROM links WHERE user_id = $1) - (SELECT count(*) FROM gone) < $2
+"""
+
+
+async def make_room(conn: Connection, user_id: UserId, *, bound: int) -> bool:
+    """Whether the account may have another link; it stays so only under `lock_links`."""
+    return bool(await conn.fetchval(MAKE_ROOM, user_id, bound))
+
 
 INSERT_LINK = """
 -- a new link; the clock is the database's, as in the comparison later
@@ -39,28 +68,34 @@ async def get_link(conn: Connection, token_sha256: bytes) -> Link | None:
 
 
 LIST_LINKS = """
--- the links of an account, or of one of its files, with the paths that lead to them now; NULL: in the trash
-WITH RECURSIVE up AS (
-    SELECT links.id AS link_id, files.parent_id, files.name, files.deleted_at, 0 AS level
-    FROM links JOIN files ON files.id = links.file_id
-    WHERE links.user_id = $1 AND ($2::uuid IS NULL OR links.file_id = $2)
+-- links of an account, or of one of its files, with the paths that lead to them now; NULL: in the trash
+WITH RECURSIVE page AS MATERIALIZED (
+    SELECT * FROM links
+    WHERE user_id = $1 AND ($2::uuid IS NULL OR file_id = $2)
+      AND ($3::timestamptz IS NULL OR (created_at, id) > ($3, $4::uuid))
+    ORDER BY created_at, id LIMIT $5
+), up AS (  -- once for each file, however many links it has
+    SELECT id AS file_id, parent_id, name, deleted_at, 0 AS level
+    FROM files WHERE id IN (SELECT file_id FROM page)
     UNION ALL
-    SELECT up.link_id, parent.parent_id, parent.name, parent.deleted_at, up.level + 1
+    SELECT up.file_id, parent.parent_id, parent.name, parent.deleted_at, up.level + 1
     FROM up JOIN files AS parent ON parent.id = up.parent_id
 ), paths AS (
-    SELECT link_id, CASE WHEN NOT bool_and(deleted_at IS NULL) OR NOT bool_or(parent_id IS NULL) THEN NULL
+    SELECT file_id, CASE WHEN NOT bool_and(deleted_at IS NULL) OR NOT bool_or(parent_id IS NULL) THEN NULL
                          WHEN count(*) = 1 THEN '/' ELSE string_agg(name, '/' ORDER BY level DESC) END AS path
-    FROM up GROUP BY link_id
+    FROM up GROUP BY file_id
 )
 SELECT id, user_id, file_id, is_folder, kind, password_hash, max_downloads, downloads, created_at, expires_at, path
-FROM paths JOIN links ON links.id = link_id
+FROM page JOIN paths USING (file_id)
 ORDER BY created_at, id
 """
 
 
-async def list_links(conn: Connection, user_id: UserId, *, file_id: FileId | None) -> list[Link]:
-    """All links of the account, expired and used-up ones too, the oldest first; or those of one file or folder."""
-    return [_link(row) for row in await conn.fetch(LIST_LINKS, user_id, file_id)]
+async def list_links(conn: Connection, user_id: UserId, *, file_id: FileId | None,
+                     after: tuple[datetime, LinkId] | None = None, limit: int | None = None) -> list[Link]:
+    """Links of the account, expired and used-up ones too, the oldest first; or those of one file or folder."""
+    created_at, link_id = after or (None, None)
+    return [_link(row) for row in await conn.fetch(LIST_LINKS, user_id, file_id, created_at, link_id, limit)]
 
 
 DELETE_LINK = """

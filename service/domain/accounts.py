@@ -82,8 +82,8 @@ class Accounts:
         where = network(address)
         account = hashlib.sha256(username.encode()).hexdigest()[:32]
         await throttle(self._cache, [
-            (f"login:{where}", self._limits.requests_per_minute),
             (f"login:{where}:{account}", self._limits.login_attempts_per_minute),
+            (f"login:{where}", self._limits.requests_per_minute),
             # many networks against one account; wide enough that a stranger can hardly lock its owner out
             (f"login:{account}", 10 * self._limits.login_attempts_per_minute),
         ])

@@ -5,6 +5,7 @@ nothing while that is in the trash.  Everything but "is there such a link" comes
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from service.cache.base import Cache
 from service.db import files, links
@@ -12,9 +13,11 @@ from service.db.pool import Connection, Database
 from service.domain.audit import record
 from service.domain.content import Content
 from service.domain.places import Place, Target, get, get_locked
-from service.domain.requests import once
+from service.domain.requests import begun, once
 from service.domain.throttle import network, throttle
-from service.errors import InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound
+from service.errors import (
+    Conflict, InvalidLinkPassword, IsAFolder, LinkPasswordRequired, NotAFolder, NotFound, TooManyLinks,
+)
 from service.model import (
     Caller, Delivery, File, FileId, Folder, Link, LinkChild, LinkId, LinkKind, SessionId, Staged, new_uuid,
 )
@@ -25,6 +28,7 @@ from service.security.secrets import link_token, parse_link_token
 PASSWORD_PROOF_SECONDS = 3600
 RESUME_PROOF_SECONDS = 3600
 PAGE_CHILDREN = 200
+MAX_LINKS = 10_000  # of an account at a time, since all of them may be asked for in one answer
 
 # one text for all that a visitor is not to tell apart: unknown, expired, revoked, used up, its file gone
 GONE = "There is nothing here: the address is wrong, or the link is no longer valid."
@@ -32,9 +36,13 @@ GONE = "There is nothing here: the address is wrong, or the link is no longer va
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How often a password may be tried, from one network; ten times as often from all of them."""
+    """How often the password of a link may be tried from one network, and ten times as often from all of them.
+
+    As often an account may make a link with a password.  `requests_per_minute`: tries from one network, of all links.
+    """
 
     password_attempts_per_minute: int
+    requests_per_minute: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,22 +99,26 @@ class Links:
                      max_downloads: int | None, expires_in_seconds: int | None) -> tuple[Link, str]:
         """A new link, and its token, which is not to be had again.
 
-        Raises NotFound, NotAFolder (only a folder takes uploads), InvalidField (the password).
+        Raises NotFound, NotAFolder (only a folder takes uploads), TooManyLinks, and for a password InvalidField and
+        TooManyRequests.
         """
-        password_hash = None if password is None else await self._passwords.hash(password)
+        password_hash = None if password is None else await self._hash(caller, place, kind, password)
         link_id = LinkId(new_uuid())
         _, token_sha256 = link_token(self._proofs.seed(link_id.bytes))
 
         async def work(conn: Connection) -> Link:
             await files.lock_tree_shared(conn, caller.user_id)
             found = await get_locked(conn, caller.user_id, place)
-            is_folder = isinstance(found, Folder)
-            if kind == "upload" and not is_folder:
-                raise NotAFolder("Only a folder can take uploads.", field="path")
+            _check_kind(kind, found)
+            if password is not None and password_hash is None:
+                raise Conflict()  # the key was so old that it has just been forgotten
             link = Link(
-                id=link_id, user_id=caller.user_id, file_id=found.id, is_folder=is_folder, kind=kind,
+                id=link_id, user_id=caller.user_id, file_id=found.id, is_folder=isinstance(found, Folder), kind=kind,
                 path=found.path, password_hash=password_hash, max_downloads=max_downloads, downloads=0,
                 created_at=found.created_at, expires_at=None)
+            await links.lock_links(conn, caller.user_id)
+            if not await links.make_room(conn, caller.user_id, bound=MAX_LINKS):
+                raise TooManyLinks()
             link = await links.insert_link(conn, link, token_sha256=token_sha256,
                                            expires_in_seconds=expires_in_seconds)
             await record(conn, caller.user_id, "link_create", file_id=found.id, path=found.path, link=str(link.id),
@@ -117,11 +129,29 @@ class Links:
         link = await once(self._database, caller.user_id, work)
         return link, link_token(self._proofs.seed(link.id.bytes))[0]
 
-    async def list(self, caller: Caller, place: Place | None) -> list[Link]:
-        """The caller's links, the oldest first; with a place only those to the file or folder there."""
+    async def _hash(self, caller: Caller, place: Place, kind: LinkKind, password: str) -> str | None:
+        """The hash of a link's password; None for a request that was carried out before, whose result is left to get.
+
+        Hashing is what costs us: nothing is hashed for what is not there, and no account may fill the queue.
+        """
+        if await begun(self._database, caller.user_id) is None:
+            return None
+        async with self._database.connection() as conn:
+            _check_kind(kind, await get(conn, caller.user_id, place))
+        await throttle(self._cache, [(f"link-password:{caller.user_id}", self._limits.password_attempts_per_minute)])
+        return await self._passwords.hash(password)
+
+    async def page(self, caller: Caller, place: Place | None, *, after: tuple[datetime, LinkId] | None,
+                   limit: int | None) -> list[Link]:
+        """A part of `list`; `after` is the last link of the part before."""
         async with self._database.connection() as conn:
             file_id = None if place is None else (await get(conn, caller.user_id, place)).id
-            return await links.list_links(conn, caller.user_id, file_id=file_id)
+            return await links.list_links(conn, caller.user_id, file_id=file_id, after=after, limit=limit)
+
+    async def list(self, caller: Caller, place: Place | None) -> list[Link]:
+        """All links of the caller, the oldest first; with a place only those to the file or folder there."""
+        async with self._database.lane():
+            return await self.page(caller, place, after=None, limit=None)
 
     async def revoke(self, caller: Caller, link_id: LinkId) -> None:
         """End a link; raise NotFound, also for another account's."""
@@ -178,10 +208,14 @@ class Links:
             return
         if key.password is None:
             raise LinkPasswordRequired()
-        # before the hash is computed, which is what costs us; the second one is for many networks against one link
-        attempts = self._limits.password_attempts_per_minute
-        await throttle(self._cache, [(f"link:{link.id}:{network(key.address)}", attempts),
-                                     (f"link:{link.id}", 10 * attempts)])
+        # before the hash is computed, which is what costs us
+        attempts, where = self._limits.password_attempts_per_minute, network(key.address)
+        await throttle(self._cache, [
+            (f"link:{link.id}:{where}", attempts),
+            (f"link:{where}", self._limits.requests_per_minute),
+            # many networks against one link
+            (f"link:{link.id}", 10 * attempts),
+        ])
         if not await self._passwords.verify(key.password, link.password_hash):
             raise InvalidLinkPassword(field="password")
 
@@ -249,6 +283,11 @@ class Links:
 
         target = Target(place=FileId(opened.found.id), in_folder=True, own_name=name, never_replaces=True)
         await self._content.store(opened.owner, target, staged, content_type=content_type, also=use)
+
+
+def _check_kind(kind: LinkKind, found: File | Folder) -> None:
+    if kind == "upload" and not isinstance(found, Folder):
+        raise NotAFolder("Only a folder can take uploads.", field="path")
 
 
 def _password(link: Link) -> tuple[bytes, ...]:

@@ -1,6 +1,5 @@
 """How often something may be tried, counted for what one attacker usually has."""
 
-import asyncio
 import functools
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -11,10 +10,14 @@ from service.model import Caller
 
 
 async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
-    """Take one from each bucket (its key, and how many a minute it gives); raise TooManyRequests if one is empty."""
-    waits = await asyncio.gather(*(cache.take(key, per_minute=limit, burst=limit) for key, limit in buckets))
-    if (wait := max(waits)) > 0:
-        raise TooManyRequests(retry_after_seconds=int(wait) + 1)
+    """Take one from each bucket (its key, and how many a minute it gives), the narrowest first.
+
+    Raises TooManyRequests at the first that is empty, and takes nothing from those after it: or whoever is refused here
+    could go on and empty what others have a share in.
+    """
+    for key, limit in buckets:
+        if (wait := await cache.take(key, per_minute=limit, burst=limit)) > 0:
+            raise TooManyRequests(retry_after_seconds=int(wait) + 1)
 
 
 class Throttles:

@@ -312,6 +312,18 @@ async def test_throttled_login_is_no_work(bench: Bench) -> None:
     assert await bench.log_in("known", PASSWORD, "2001:db8::1") == "in"
 
 
+async def test_tries_from_one_network_lock_nobody_else_out(bench: Bench) -> None:
+    """What is refused takes nothing from the tries that all networks have together."""
+    outcomes = [await bench.log_in("known", "wrong wrong") for _ in range(20 * TRIES)]
+    assert outcomes[-1] == "too_many_requests"
+    owner = "198.51.100.7"
+    assert await bench.log_in("known", PASSWORD, owner) == "in"
+    tokens = await bench.accounts.log_in("known", PASSWORD, address=owner)
+    caller = await bench.accounts.authenticate(tokens.access_token)
+    await bench.accounts.change_password(caller, PASSWORD, PASSWORD, address=owner)
+    await bench.accounts.delete(caller, PASSWORD, address=owner)
+
+
 async def test_throttle_of_a_network_counts_all_names_together(bench: Bench) -> None:
     outcomes = [await bench.log_in(f"name-{number}", PASSWORD, f"2001:db8:1:2:{number:x}::1")
                 for number in range(2 * TRIES_OF_A_NETWORK)]

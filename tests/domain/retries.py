@@ -62,7 +62,7 @@ async def fill(world: World) -> Caller:
 def links_of(world: World) -> Links:
     """Links, without the cost of passwords."""
     return Links(world.database, world.content, LocalCache(), Passwords(4), LinkProofs("a secret of this test alone"),
-                 links.Limits(password_attempts_per_minute=1000))
+                 links.Limits(password_attempts_per_minute=1000, requests_per_minute=1000))
 
 
 def change(source: str, to: str) -> Change:

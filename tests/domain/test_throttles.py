@@ -3,7 +3,7 @@
 import pytest
 
 from service.cache.local import LocalCache
-from service.domain.throttle import Throttles
+from service.domain.throttle import Throttles, throttle
 from service.errors import TooManyRequests
 from service.model import Caller, SessionId, UserId, new_uuid
 
@@ -45,3 +45,16 @@ async def test_zero_is_no_limit() -> None:
     for _ in range(1000):
         await throttles.spend(caller)
         await throttles.spend_visit("192.0.2.1")
+
+
+async def test_try_that_is_refused_takes_nothing_from_the_wider_buckets() -> None:
+    cache = LocalCache()
+    for number in range(20 * LIMIT):
+        try:
+            await throttle(cache, [("network and account", LIMIT), ("network", 2 * LIMIT), ("account", 2 * LIMIT)])
+            assert number < LIMIT + 1
+        except TooManyRequests as error:
+            assert number >= LIMIT and error.retry_after_seconds and error.retry_after_seconds <= 60 / LIMIT + 1
+    for wide in ("network", "account"):
+        for _ in range(LIMIT - 1):  # a slow machine may have had one try more
+            await throttle(cache, [(wide, 2 * LIMIT)])

@@ -13,14 +13,16 @@ from service.api.auth import address, caller, origin
 from service.api.keys import DOMAIN, TRACE
 from service.api.rest import schema
 from service.api.rest.answers import answer
+from service.api.rest.cursors import open_moment, seal_moment
 from service.api.rest.openapi import operation
 from service.api.rest.params import parse_place, query_of
-from service.domain.links import Key, Opened
-from service.errors import MethodNotAllowed, NotFound, UnsupportedMediaType
-from service.model import LinkId
+from service.domain.links import MAX_LINKS, Key, Opened
+from service.errors import InvalidField, MethodNotAllowed, NotFound, UnsupportedMediaType
+from service.model import FileId, LinkId
 
 MAX_EXPIRES_SECONDS = 10 * 366 * 86400
 FORM_FRAME_BYTES = 64 * 1024  # what the parts of a form may add to its file; only a first look depends on it
+LIST = "links"
 PASSWORD_COOKIE, RESUME_COOKIE = "link_password", "link_resume"
 
 _EXAMPLE_URL = "http://127.0.0.1:9000/s/kJ2s0c8mJ0v4W9v3yq1Zr7xT5uB6nD2e"
@@ -83,10 +85,14 @@ class MadeLink(Link):
 
 
 class LinkList(schema.Shape):
-    """Links of the caller."""
+    """Links of the caller, or a page of them."""
 
     links = fields.List(fields.Nested(Link), required=True, metadata={
-        "description": "The links, the oldest first; expired and used-up ones too, until 30 days after their end"})
+        "description": "The links, the oldest first; used-up ones too, and expired ones until 30 days after their end, "
+                       "or until there is no room for a new one"})
+    next_cursor = fields.String(allow_none=True, metadata={
+        "description": "Cursor of the next page, null at the end; only if `limit` was given",
+        "example": "Wm9vcyBhcmUgbm90IGZvciBjb3dz"})
 
 
 class LinksQuery(schema.Shape):
@@ -95,6 +101,10 @@ class LinksQuery(schema.Shape):
     path = fields.String(validate=schema.check_text, metadata={
         "description": "Only links to the file or folder with this path or id", "example": "/homework",
         "pattern": schema.PATH_PATTERN})
+    limit = fields.Integer(validate=validate.Range(min=1, max=1000), metadata={
+        "description": "Links of a page at most; not given: all, in one answer", "example": 100})
+    cursor = fields.String(validate=schema.check_text, metadata={
+        "description": "`next_cursor` of the page before", "example": "Wm9vcyBhcmUgbm90IGZvciBjb3dz"})
 
 
 class LinkMatch(schema.Shape):
@@ -110,7 +120,8 @@ class LinkMatch(schema.Shape):
            description="Who knows the address needs no account. It follows the file or folder when that is moved, and "
                        "does nothing while it is in the trash. The end of the session does not end its links.",
            returns={201: (MadeLink, "The link, with its address")},
-           errors={404: "", 409: "Only a folder takes uploads: `not_a_folder`",
+           errors={404: "", 409: f"Only a folder takes uploads: `not_a_folder`; the account has {MAX_LINKS:,} links: "
+                                 "`too_many_links`",
                    422: "The path or another field cannot be used: `invalid_path`, `invalid_field`"})
 async def make_link(request: web.Request) -> web.StreamResponse:
     """Make a public link."""
@@ -123,13 +134,27 @@ async def make_link(request: web.Request) -> web.StreamResponse:
     return answer({**link_json(link), "url": f"{begin}/s/{token}"}, status=201)
 
 
-@operation("List the links", tag="link", query=LinksQuery, returns={200: (LinkList, "The caller's links")},
-           errors=(404,))
+@operation("List the links", tag="link", query=LinksQuery, costly=True,
+           description="With `limit` the answer is one page, and `next_cursor`, which is null at the end.",
+           returns={200: (LinkList, "The caller's links")}, errors=(404,))
 async def list_links(request: web.Request) -> web.StreamResponse:
     """The caller's links, or those to one file or folder."""
-    path = query_of(request).get("path")
-    found = await request.app[DOMAIN].links.list(caller(request), parse_place(path) if path else None)
-    return answer({"links": [link_json(link) for link in found]})
+    query = schema.load(LinksQuery, query_of(request))
+    place = parse_place(query["path"]) if query.get("path") else None
+    links, limit = request.app[DOMAIN].links, query.get("limit")
+    if limit is None:
+        if query.get("cursor"):
+            raise InvalidField("A cursor needs a limit.", field="cursor")
+        return answer({"links": [link_json(link) for link in await links.list(caller(request), place)]})
+    after = None
+    if query.get("cursor"):
+        created_at, link_id = open_moment(request, LIST, query["cursor"])
+        after = created_at, LinkId(link_id)
+    # one more than asked for tells whether there is another page
+    found = await links.page(caller(request), place, after=after, limit=limit + 1)
+    last = found[limit - 1] if len(found) > limit else None
+    return answer({"links": [link_json(link) for link in found[:limit]],
+                   "next_cursor": seal_moment(request, LIST, last.created_at, FileId(last.id)) if last else None})
 
 
 @operation("Revoke a link", tag="link", match=LinkMatch, headers=schema.KeyHeaders,
