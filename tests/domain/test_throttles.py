@@ -3,7 +3,7 @@
 import pytest
 
 from service.cache.local import LocalCache
-from service.domain.throttle import Throttles
+from service.domain.throttle import Slots, Throttles
 from service.errors import TooManyRequests
 from service.model import Caller, SessionId, UserId, new_uuid
 
@@ -45,3 +45,15 @@ async def test_zero_is_no_limit() -> None:
     for _ in range(1000):
         await throttles.spend(caller)
         await throttles.spend_visit("192.0.2.1")
+
+
+def test_slots_are_refused_when_all_are_taken_and_free_afterwards() -> None:
+    slots = Slots()
+    with slots.take([("a", 1), ("all", 2)]):
+        with pytest.raises(TooManyRequests) as caught, slots.take([("a", 1), ("all", 2)]):
+            pass
+        assert caught.value.retry_after_seconds
+        with slots.take([("b", 1), ("all", 2)]), pytest.raises(TooManyRequests), slots.take([("c", 1), ("all", 2)]):
+            pass
+    with slots.take([("a", 1), ("all", 1)]):
+        pass
