@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO
 from uuid import UUID
@@ -18,11 +19,15 @@ from service.db.archives import Row
 from service.db.pool import Connection, Database
 from service.domain import zip64
 from service.domain.places import Place, get
+from service.domain.throttle import Slots
 from service.errors import ContentUnavailable, NotAFolder
-from service.model import BlobKey, Caller, File, FileId, Folder, UserId
+from service.model import BlobKey, Caller, File, FileId, Folder, LinkId, UserId
 from service.storage.base import BlobStore, explain
 
 PIECE_BYTES = 2**19
+# Archives under way in each worker: a plan stays on the disk until its client has the whole archive.
+OF_ACCOUNT = OF_LINK = 32
+OF_LINKS = 64  # of all links of an account, so that visitors of one are not in the way of others, nor of their owner
 _LINE = struct.Struct("<16sQIqQH")  # key (zeros for a folder), size, CRC-32, time, offset, length of the name
 
 
@@ -49,6 +54,13 @@ class Archives:
     def __init__(self, database: Database, store: BlobStore) -> None:
         self._database = database
         self._store = store
+        self._slots = Slots()
+
+    def under_way(self, caller: Caller, link_id: LinkId | None = None) -> AbstractContextManager[None]:
+        """Around an archive, from before its plan until it is sent; raise TooManyRequests."""
+        if link_id is None:
+            return self._slots.take([(caller.user_id, OF_ACCOUNT)])
+        return self._slots.take([(link_id, OF_LINK), (("links", caller.user_id), OF_LINKS)])
 
     async def plan(self, caller: Caller, place: Place) -> Plan:
         """Lay out the archive of a folder; raise NotFound, NotAFolder.  The plan has to be closed."""

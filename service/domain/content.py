@@ -33,6 +33,7 @@ from service.storage.base import SMALL_BYTES, BlobStore, Claim, Writer
 P = ParamSpec("P")
 T = TypeVar("T")
 
+UNANNOUNCED_BYTES = 2**30  # what a body of unknown length has to find room for, unless no file may be so large
 MIN_FREE_FILES = 64  # of those that the file system can still make; nginx and a form take some for each upload
 log = structlog.get_logger()
 
@@ -87,7 +88,7 @@ class Content:
 
     async def _check_room(self, caller: Caller, size_bytes: int | None, place: Place | None) -> None:
         size = size_bytes or 0
-        self._check_disk(size)
+        self._check_disk(size_bytes)
         if size_bytes is not None and size <= SMALL_BYTES:
             return  # the transaction will tell; to ask twice would cost more than the bytes
         async with self._database.connection() as conn:
@@ -100,15 +101,22 @@ class Content:
         if size > usage.available_bytes + freed + usage.versions_bytes:
             raise QuotaExceeded()
 
-    def _check_disk(self, size_bytes: int) -> None:
+    def _check_disk(self, size_bytes: int | None) -> None:
         self.writability.check()
         room = self._store.room()
         if room.is_read_only:
             self.writability.found_read_only()
-        if room.free_bytes - size_bytes < self._limits.min_free_bytes:
+        spare = room.free_bytes - self._limits.min_free_bytes
+        if size_bytes is None and spare < min(self._limits.max_upload_bytes, UNANNOUNCED_BYTES):
+            raise StorageFull("The disk has no room for a body of unknown length; send it with its Content-Length.")
+        if spare < (size_bytes or 0):
             raise StorageFull()
         if room.free_files is not None and room.free_files < MIN_FREE_FILES:
             raise StorageFull("The disk has no room for another file; nothing was stored.")
+
+    def may_put_aside(self, size_bytes: int) -> bool:
+        """Whether the disk has room for what is no upload, and keeps what is to stay free."""
+        return self._store.room().free_bytes - size_bytes >= self._limits.min_free_bytes
 
     def check_size(self, size_bytes: int) -> None:
         """Raise TooLarge for more than one file may have."""

@@ -1,12 +1,16 @@
 """How often something may be tried, counted for what one attacker usually has."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from service.cache.base import Cache
 from service.errors import TooManyRequests
 from service.model import Caller
+
+BUSY_SECONDS = 60  # until somebody may try again whose own requests are in the way; nginx says the same
 
 
 async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
@@ -18,6 +22,26 @@ async def throttle(cache: Cache, buckets: Sequence[tuple[str, int]]) -> None:
     for key, limit in buckets:
         if (wait := await cache.take(key, per_minute=limit, burst=limit)) > 0:
             raise TooManyRequests(retry_after_seconds=int(wait) + 1)
+
+
+class Slots:
+    """How many of something there may be at the same time, in this process."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[Hashable] = Counter()
+
+    @contextlib.contextmanager
+    def take(self, limits: Sequence[tuple[Hashable, int]]) -> Iterator[None]:
+        """Have one of each key, of which there are so many; raise TooManyRequests if one has none left."""
+        if any(self._taken[key] >= limit for key, limit in limits):
+            raise TooManyRequests(retry_after_seconds=BUSY_SECONDS)
+        keys = [key for key, _ in limits]
+        self._taken.update(keys)
+        try:
+            yield
+        finally:
+            self._taken.subtract(keys)
+            self._taken = +self._taken  # without those at 0
 
 
 class Throttles:

@@ -22,6 +22,7 @@ from service.run import processes, programs
 from service.run.processes import StartError
 from service.security.addresses import AddressSigner
 from service.security.media import KINDS, SMALL
+from service.storage.base import ASIDE_BYTES
 
 NJS_PACKAGE = "libnginx-mod-http-js"
 NJS_MODULE = "usr/lib/nginx/modules/ngx_http_js_module.so"
@@ -32,7 +33,13 @@ FRAME_BYTES = 2**20  # what a form adds to the bytes of its file, at most
 MAX_OPEN_FILES = 16384
 CONNECTIONS_SHARE = 4  # of all files: each download takes two, its file a third, and there are some to spare
 KEPT_OPEN_SHARE = 8  # of all files: small blobs; and so many remembered decisions
-UPLOADS_PER_ADDRESS = 256  # at the same time, of those that are too large for memory
+# at the same time, of those that are too large for memory
+UPLOADS_PER_NETWORK = 256
+LINKS_SHARE = 2  # through all links of an account, so many times as many as an account may have itself
+# of the answers below, to one network at the same time
+LONG_ANSWERS_PER_NETWORK = 64
+LONG_ANSWERS = ("/file/list", "/file/trash", "/file/versions", "/file/batch", "/file/link", "/auth/audit",
+                "/openapi.json", "/docs", "/docs/")  # both: or nginx would send whoever asks for the one to the other
 # below the folder `memory`
 GENERATIONS = "generations"
 DECISIONS = "decisions"
@@ -87,6 +94,13 @@ def _render_refusals() -> str:
                      f"    error_page 418 ={status} /_refused;\n"
                      "    return 418;\n"
                      "}" for status in REFUSALS)
+
+
+def _render_long_answers() -> str:
+    """A location for each address, or folder of addresses, whose answers may be long."""
+    return "\n".join(f"location {address if address.endswith('/') else f'= {address}'} {{\n"
+                     "    {{include long_answer.conf}}\n"
+                     "}" for address in LONG_ANSWERS)
 
 
 def _render_kinds(what: str) -> str:
@@ -147,8 +161,12 @@ def render(config: Config, sockets: Sequence[Path], *, as_root: bool, signer: Ad
         "decisions": _quote(f"{njs.memory}/{DECISIONS}") if njs else "",
         "listen": _listen(config),
         "trusted_proxies": "\n".join(f"set_real_ip_from {network};" for network in config.proxy_networks),
-        "uploads_per_address": str(UPLOADS_PER_ADDRESS),
+        "uploads_per_network": str(UPLOADS_PER_NETWORK),
         "uploads_per_account": str(config.uploads_per_account),
+        "uploads_per_links": str(LINKS_SHARE * config.uploads_per_account),
+        "long_answers": _render_long_answers(),
+        "long_answers_per_network": str(LONG_ANSWERS_PER_NETWORK),
+        "aside_bytes": str(ASIDE_BYTES),
         "problem": PROBLEM,
         "max_body_size": str(config.max_upload_size + FRAME_BYTES),
     }

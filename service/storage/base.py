@@ -16,6 +16,9 @@ T = TypeVar("T")
 SMALL_BYTES = 64 * 1024
 """A body up to this size stays in memory until it is placed (nginx/nginx.conf.template has the same number)."""
 
+ASIDE_BYTES = 2**27
+"""So much of a long answer nginx puts aside on the disk for a client that reads slowly."""
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _FAILED = frozenset({errno.EIO, errno.EROFS, errno.EUCLEAN, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN,

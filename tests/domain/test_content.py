@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.domain import content
 from service.domain.places import Place, Target
 from service.domain.versions import Versions
 from service.errors import (
@@ -333,6 +334,17 @@ async def test_admission_keeps_the_free_space_that_is_to_be_kept(world: World, c
     leave(100, 63)
     with pytest.raises(StorageFull):
         await world.content.admit(caller, 0, None)
+    # of unknown length: it may be as large as a file may be
+    leave(MAX_UPLOAD_BYTES, None)
+    await world.content.admit(caller, None, None)
+    leave(MAX_UPLOAD_BYTES - 1, None)
+    with pytest.raises(StorageFull, match="Content-Length"):
+        await world.content.admit(caller, None, None)
+    monkeypatch.setattr(content, "UNANNOUNCED_BYTES", 1000)
+    await world.content.admit(caller, None, None)
+    leave(999, None)
+    with pytest.raises(StorageFull):
+        await world.content.admit(caller, None, None)
 
 
 # --- downloads ---

@@ -3,7 +3,7 @@
 import pytest
 
 from service.cache.local import LocalCache
-from service.domain.throttle import Throttles, throttle
+from service.domain.throttle import Slots, Throttles, throttle
 from service.errors import TooManyRequests
 from service.model import Caller, SessionId, UserId, new_uuid
 
@@ -58,3 +58,15 @@ async def test_try_that_is_refused_takes_nothing_from_the_wider_buckets() -> Non
     for wide in ("network", "account"):
         for _ in range(LIMIT - 1):  # a slow machine may have had one try more
             await throttle(cache, [(wide, 2 * LIMIT)])
+
+
+def test_slots_are_refused_when_all_are_taken_and_free_afterwards() -> None:
+    slots = Slots()
+    with slots.take([("a", 1), ("all", 2)]):
+        with pytest.raises(TooManyRequests) as caught, slots.take([("a", 1), ("all", 2)]):
+            pass
+        assert caught.value.retry_after_seconds
+        with slots.take([("b", 1), ("all", 2)]), pytest.raises(TooManyRequests), slots.take([("c", 1), ("all", 2)]):
+            pass
+    with slots.take([("a", 1), ("all", 1)]):
+        pass

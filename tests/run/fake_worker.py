@@ -24,7 +24,7 @@ def _note(request: web.Request) -> None:
 async def preflight(request: web.Request) -> web.Response:
     """Refuse with the status that the header Want asks for; without a token, with 401; 0: break the connection.
 
-    204: admit it.  The token is whose upload it is.
+    204: admit it.  The token is whose upload it is, Owner whose link it comes through.
     """
     _note(request)
     status = int(request.headers.get("Want", "204" if "Authorization" in request.headers else "401"))
@@ -33,8 +33,9 @@ async def preflight(request: web.Request) -> web.Response:
         request.transport.abort()
     if status in (0, 204, 500):
         uploader = request.headers.get("Authorization", "")
+        owner = request.headers.get("Owner", "")
         return web.Response(status=403 if status == 204 else 500, headers={
-            "X-Next": "@upload_admitted", "X-Uploader": uploader} if status == 204 else {})
+            "X-Next": "@upload_admitted", "X-Uploader": uploader, "X-Links-Owner": owner} if status == 204 else {})
     headers = {"X-Next": f"/_refuse/{status}", "X-Reject-Body": problem(status)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -74,8 +75,10 @@ async def download(request: web.Request) -> web.Response:
 
 
 async def other(request: web.Request) -> web.Response:
-    """Tell what arrived, with the status that is asked for."""
+    """Tell what arrived, with the status that is asked for; or give that many bytes."""
     _note(request)
+    if count := int(request.query.get("bytes", "0")):
+        return web.Response(body=bytes(count))
     _break_if_asked(request)
     body = await request.read()
     return web.json_response({"path": request.raw_path, "received": len(body), "headers": dict(request.headers)},

@@ -29,6 +29,7 @@ from tests.stack import free_port
 LIMIT = 64 * 2**30
 TEN_GIB = 10 * 2**30
 PER_ACCOUNT = 3  # uploads at the same time
+PROXY: str | None = None  # who is believed, by address
 LARGE = bytes(range(256)) * 300  # more than what comes with its request
 
 
@@ -99,7 +100,8 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 def start_nginx(program: Program, root: Path, port: int, sockets: list[Path]) -> "tuple[Path, subprocess.Popen[bytes]]":
-    config = Config(data_root=root, port=port, max_upload_size=LIMIT, workers=2, uploads_per_account=PER_ACCOUNT)
+    config = Config(data_root=root, port=port, max_upload_size=LIMIT, workers=2, uploads_per_account=PER_ACCOUNT,
+                    trusted_proxies=PROXY)
     prefix = nginx.make_prefix(root / "spool")
     (root / "nginx.conf").write_text(nginx.render(config, sockets, as_root=os.geteuid() == 0))
     with (root / "nginx.log").open("ab") as log:
@@ -342,8 +344,14 @@ async def test_body_for_which_there_is_no_descriptor_is_503(front: Front) -> Non
 
 @pytest.fixture
 def few_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bodies from one address at the same time."""
-    monkeypatch.setattr(nginx, "UPLOADS_PER_ADDRESS", 2)
+    """Two bodies from one network at the same time."""
+    monkeypatch.setattr(nginx, "UPLOADS_PER_NETWORK", 2)
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X-Forwarded-For says where a client is."""
+    monkeypatch.setattr(f"{__name__}.PROXY", "127.0.0.1")
 
 
 async def test_many_bodies_at_once_from_one_address_are_429_before_they_come(few_uploads: None, front: Front) -> None:
@@ -369,11 +377,12 @@ async def test_many_bodies_at_once_from_one_address_are_429_before_they_come(few
     await wait_for_async(is_free, "whoever has left is not counted any more")
 
 
-async def announce(front: Front, token: str) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+async def announce(front: Front, token: str,
+                   *headers: str) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
     """Begin an upload that waits to be invited; what came back first."""
     reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
-    writer.write(f"PUT /file HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Length: 20000000\r\n"
-                 "Expect: 100-continue\r\n\r\n".encode())
+    writer.write("\r\n".join(["PUT /file HTTP/1.1", "Host: x", f"Authorization: {token}", "Content-Length: 20000000",
+                              "Expect: 100-continue", *headers, "", ""]).encode())
     return await asyncio.wait_for(reader.readuntil(b"\r\n"), 20), reader, writer
 
 
@@ -405,6 +414,102 @@ async def uploads_are_limited_for_each_account(front: Front) -> None:
 
 async def test_many_bodies_at_once_on_one_account_are_429_before_they_come(front: Front) -> None:
     await uploads_are_limited_for_each_account(front)
+
+
+async def first_words(front: Front, uploads: list[tuple[str, str]]) -> list[int]:
+    """What uploads are told that are under way at the same time: a token and another header of each."""
+    begun = [await announce(front, token, header) for token, header in uploads]
+    for _, _, writer in begun:
+        writer.close()
+        await writer.wait_closed()
+    return [int(status.split()[1]) for status, _, _ in begun]
+
+
+@pytest.mark.parametrize(("addresses", "is_one"), [
+    (("2001:db8::1", "2001:db8::2", "2001:0DB8:0:0:1::5"), True),
+    (("2001:db8:0:1::a", "2001:db8:0:1:a::", "2001:db8::1:a0a:a0a:a0a:a0a"), True),
+    (("::1", "::2:0", "0:0:0:0:1::"), True),
+    (("1.2.3.4", "::ffff:1.2.3.4", "::ffff:102:304"), True),
+    (("1.2.3.10", "1.2.3.11", "1.2.3.12"), False),
+    (("::ffff:1.2.3.4", "::ffff:1.2.3.5", "::1"), False),
+    (("2001:db8::1", "2001:db8:0:1::1", "2001:db8:1::1"), False),
+    (("a0a:a0a:a0a:a0a::", "a0a:a0a:a0a:a0b::", "a:a0a:a0a:a0a::"), False),  # line feeds
+])
+async def test_addresses_of_one_network_share_its_uploads(few_uploads: None, proxied: None, front: Front,
+                                                          addresses: tuple[str, ...], is_one: bool) -> None:
+    uploads = [(f"token-{number}", f"X-Forwarded-For: {address}") for number, address in enumerate(addresses)]
+    assert await first_words(front, uploads) == [100, 100, 429 if is_one else 100]
+
+
+async def test_links_of_an_account_share_a_limit_of_their_own(front: Front) -> None:
+    """Each has a share, all together have more, and their owner has what is his in any case."""
+    uploads = [(f"link-{number % 3}", "Owner: one") for number in range(2 * PER_ACCOUNT)]
+    assert await first_words(front, [
+        *uploads, ("link-3", "Owner: one"), ("link-4", "Owner: other"), ("one", "X: x")]) == [
+        *[100] * (2 * PER_ACCOUNT), 429, 100, 100]
+    assert await first_words(front, [("link", "Owner: one")] * (PER_ACCOUNT + 1)) == [*[100] * PER_ACCOUNT, 429]
+
+
+ASIDE = 2**20
+LONG_BYTES = 32 * 2**20  # more than the kernel keeps for a connection
+
+
+@pytest.fixture
+def few_long_answers(proxied: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at the same time to one network, of which a MiB each may be put aside."""
+    monkeypatch.setattr(nginx, "LONG_ANSWERS_PER_NETWORK", 2)
+    monkeypatch.setattr(nginx, "ASIDE_BYTES", ASIDE)
+
+
+def put_aside(front: Front) -> int:
+    """The bytes that nginx keeps on the disk in files without a name."""
+    total = 0
+    for pid in processes.find_working_in(front.prefix, "nginx"):
+        for link in (processes.PROC / str(pid) / "fd").iterdir():
+            try:
+                if "/proxy/" in str(link.readlink()):
+                    total += link.stat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+async def begin_to_read(front: Front, path: str, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Ask for a long answer and look at its status alone."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port, limit=2**12)
+    writer.write(f"GET {path}?bytes={LONG_BYTES} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {address}\r\n\r\n".encode())
+    assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 200 OK\r\n"
+    return reader, writer
+
+
+async def test_who_does_not_read_long_answers_gets_few_of_them(few_long_answers: None, front: Front) -> None:
+    other = [await begin_to_read(front, "/x", "2001:db8::1") for _ in range(3)]  # not put aside, not counted
+    assert put_aside(front) == 0
+    begun = [await begin_to_read(front, "/file/list", f"2001:db8::{number}") for number in range(2)]
+
+    async def is_put_aside() -> bool:
+        return put_aside(front) > ASIDE
+
+    await wait_for_async(is_put_aside, "the disk has a part of both")
+    late = "GET /file/list HTTP/1.1\nHost: x\nX-Forwarded-For: "
+    for path in ("list", "trash"):
+        answer = await front.raw(late.replace("list", path) + "2001:db8::abcd")
+        check_problem(answer, 429, "too_many_requests")
+        assert int(answer.headers["retry-after"]) > 0
+    assert (await front.raw(late + "2001:db8:0:1::1")).status == 200
+    assert (await front.raw(late.replace("list", "info") + "2001:db8::1")).status == 200
+    assert put_aside(front) <= 2 * (ASIDE + 2**18)
+    reader, _ = begun[0]
+    async with asyncio.timeout(60):
+        await reader.readuntil(b"\r\n\r\n")
+        assert len(await reader.readexactly(LONG_BYTES)) == LONG_BYTES  # whoever reads on gets it all
+
+    async def is_free() -> bool:
+        return (await front.raw(late + "2001:db8::2")).status == 200
+
+    await wait_for_async(is_free, "who has it all is not counted any more")
+    for _, writer in (*other, *begun):
+        writer.close()
 
 
 @pytest.fixture

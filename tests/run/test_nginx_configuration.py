@@ -16,6 +16,8 @@ from service.security.media import KINDS, SMALL
 
 PER_REQUEST = {"X-File", "X-Body-Length", "X-Body-Transfer-Encoding", "X-Original-Method", "X-Original-Uri"}
 
+LONG = {"= /file/list", "= /file/trash", "= /file/versions", "= /file/batch", "= /file/link", "= /auth/audit",
+        "= /openapi.json", "= /docs", "/docs/"}
 
 NJS = nginx.Njs(Path(f"/{nginx.NJS_MODULE}"), "../../run/memory")
 
@@ -81,7 +83,8 @@ def test_neither_regular_expressions_nor_rewriting() -> None:
     assert not re.search(r"location\s+[~^]|location\s+\^~", text)
     assert not re.search(r"\b(rewrite|if|slice|dav_methods|set|root|try_files)\s", text)
     [expression] = re.findall(r'"~(.*)" @upload_small;', text)  # without captures, and of the length alone
-    assert text.count("~") == 1 and not re.search(r"\((?!\?:)", expression)
+    assert not re.search(r"\((?!\?:)", expression)
+    assert text.count("~") == 3 == 1 + text.partition("map $binary_remote_addr ")[2].partition("}\n")[0].count('"~')
     small = re.compile(expression)
     for length in ("", "0", "9", "4096", "9999", "59999", "60000", "65535", "65536"):
         assert small.search(f"{length} "), length
@@ -116,7 +119,7 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
     common = set(re.findall(r"proxy_set_header (\S+)", (nginx.FOLDER / "proxy.conf").read_text()))
     proxied = {name: body for name, body in locations().items() if "proxy_pass " in body}
     assert set(proxied) == {"/", "/auth/", "@upload_small", "@upload_admitted", "= /_preflight", "= /_decide",
-                            "@download_asked", "@link_visit", "@link_admitted"}
+                            "@download_asked", "@link_visit", "@link_admitted", *LONG}
     for body in proxied.values():
         names = re.findall(r"proxy_set_header (\S+)", body)
         assert len(set(names)) == len(names)
@@ -125,6 +128,15 @@ def test_every_proxied_location_says_everything_to_the_worker_once() -> None:
 
 def test_only_uploads_carry_the_name_of_a_file() -> None:
     assert [name for name, body in locations().items() if "X-File $" in body] == ["@upload_admitted", "@link_admitted"]
+
+
+def test_only_long_answers_are_put_aside_and_those_are_counted() -> None:
+    assert render().count("proxy_max_temp_file_size 0;") == 1
+    aside = {name: body for name, body in locations().items() if "proxy_max_temp_file_size " in body}
+    assert set(aside) == LONG
+    for body in aside.values():
+        assert "limit_conn long_answers 64;" in body and "limit_conn_status 429;" in body
+        assert f"proxy_max_temp_file_size {2**27};" in body
 
 
 def test_location_with_a_header_of_its_own_repeats_the_common_ones() -> None:

@@ -1,5 +1,7 @@
 """/file/archive: a folder as one zip."""
 
+import contextlib
+
 from aiohttp import web
 
 from service.api import delivery
@@ -22,8 +24,7 @@ from service.api.rest.params import place_of
 async def download_archive(request: web.Request) -> web.StreamResponse:
     """Send a folder."""
     archives = request.app[DOMAIN].archives
-    plan = await archives.plan(caller(request), place_of(request))
-    try:
-        return await delivery.respond_archive(request, archives, plan)
-    finally:
-        plan.close()
+    with archives.under_way(caller(request)):
+        plan = await archives.plan(caller(request), place_of(request))
+        with contextlib.closing(plan):
+            return await delivery.respond_archive(request, archives, plan)

@@ -15,6 +15,7 @@ from service.api.rest.params import parse_place, query_of
 from service.domain.listing import Selection
 from service.errors import InvalidField, ServiceError
 from service.model import Kind, Page
+from service.storage.base import ASIDE_BYTES
 
 _HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
 
@@ -97,7 +98,10 @@ class _Joiner:
 
 
 async def _stream(request: web.Request, selection: Selection) -> web.StreamResponse:
-    """The whole list.  nginx takes it as fast as it comes; a client may not, so for one the list is put aside first."""
+    """The whole list.  nginx takes it as fast as it comes; a client may not, so for one the list is put aside first.
+
+    Nor does nginx on a disk that is nearly full: it would put aside there what the client does not take.
+    """
     listing = request.app[DOMAIN].listing
     if not request.app[BEHIND_NGINX]:
         aside = Aside(request)
@@ -108,7 +112,8 @@ async def _stream(request: web.Request, selection: Selection) -> web.StreamRespo
             return await aside.send(_HEADERS)
         finally:
             aside.close()
-    response = web.StreamResponse(headers=_HEADERS)
+    may_put_aside = request.app[DOMAIN].content.may_put_aside(ASIDE_BYTES)
+    response = web.StreamResponse(headers=_HEADERS if may_put_aside else _HEADERS | {"X-Accel-Buffering": "no"})
 
     async def send(data: bytes) -> None:
         if not response.prepared:  # nothing is sent before PostgreSQL has answered

@@ -1,7 +1,5 @@
 """/_preflight: nginx asks whether an upload may begin, before it takes the first byte of the body."""
 
-from uuid import UUID
-
 from aiohttp import web
 
 from service.api.auth import authenticate
@@ -16,19 +14,23 @@ _ACTIONS = {"PUT": "upload_bytes", "POST": "upload_form", "DELETE": "delete_file
 
 
 async def ask_preflight(request: web.Request) -> web.StreamResponse:
-    """403 with X-Next: where nginx takes the body, and X-Uploader; or a refusal, and what the client is to be told."""
+    """403 with X-Next: where nginx takes the body; or a refusal, and what the client is to be told.
+
+    X-Uploader and X-Links-Owner: whose uploads at the same time it counts among.
+    """
     if not request.app[BEHIND_NGINX]:
         raise NotFound(NO_SUCH_ADDRESS)
     method = request.headers.get("X-Original-Method", "")
     address = request.headers.get("X-Original-Uri", "")
     try:
         if address.startswith("/s/"):
-            # visitors of a link are not to use up what is its owner's
-            uploader: UUID = (await admit_link_upload(request, address)).link.id
+            # visitors of a link are not to use up what is its owner's, nor what is of other links
+            link = (await admit_link_upload(request, address)).link
+            uploader = {"X-Uploader": str(link.id), "X-Links-Owner": str(link.user_id)}
             following = "@link_admitted"  # where nginx does not log: the address is the permission
         else:
             who = request[CALLER] = await authenticate(request)
-            uploader, following = who.user_id, "@upload_admitted"
+            uploader, following = {"X-Uploader": str(who.user_id)}, "@upload_admitted"
             _check_method(request, method)
             if method in ("PUT", "POST"):
                 await admit_upload(request, who, method, address)
@@ -40,7 +42,7 @@ async def ask_preflight(request: web.Request) -> web.StreamResponse:
         return render_refusal(error, request[TRACE].request_id, headers=headers)
     # counted as the yes that it is
     request[TRACE].instead = Action(name="ask_preflight", method=request.method, status=204, route="/_preflight")
-    return web.Response(status=403, headers={"X-Next": following, "X-Uploader": str(uploader)})
+    return web.Response(status=403, headers={"X-Next": following, **uploader})
 
 
 def _check_method(request: web.Request, method: str) -> None:

@@ -1,5 +1,6 @@
 """/s/<token>: a public link, as a page for people and as plain bytes or JSON for programs."""
 
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -220,14 +221,13 @@ async def _send_file(request: web.Request, opened: Opened) -> web.StreamResponse
 async def _send_folder(request: web.Request, opened: Opened, folder: Folder) -> web.StreamResponse:
     """The folder as an archive; each GET that sends a part of it counts once."""
     archives = request.app[DOMAIN].archives
-    plan = await archives.plan_folder(opened.link.user_id, folder)
-    try:
-        tags = [tag.removeprefix("W/") for tag in delivery.entity_tags(request, "If-None-Match")]
-        if request.method == "GET" and "*" not in tags and plan.etag not in tags:
-            await request.app[DOMAIN].links.count(opened)
-        return await delivery.respond_archive(request, archives, plan)
-    finally:
-        plan.close()
+    with archives.under_way(opened.owner, opened.link.id):
+        plan = await archives.plan_folder(opened.link.user_id, folder)
+        with contextlib.closing(plan):
+            tags = [tag.removeprefix("W/") for tag in delivery.entity_tags(request, "If-None-Match")]
+            if request.method == "GET" and "*" not in tags and plan.etag not in tags:
+                await request.app[DOMAIN].links.count(opened)
+            return await delivery.respond_archive(request, archives, plan)
 
 
 async def _children(request: web.Request, opened: Opened, query: dict[str, str]) -> Children:
