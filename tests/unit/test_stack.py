@@ -68,7 +68,7 @@ def test_line_of_an_exception_that_was_cut_off_is_one(tmp_path: Path) -> None:
 class Answered(Api):
     """Whatever it is asked for, the answer is a 500."""
 
-    async def call(self, method: str, path: str, **more: Any) -> Reply:  # type: ignore[override]
+    async def call(self, method: str, path: str, **more: Any) -> Reply:
         """It."""
         return Reply(500, CIMultiDictProxy(CIMultiDict()), b'{"code": "internal_error"}')
 
