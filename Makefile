@@ -37,7 +37,7 @@ mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by on
 	@exec $(PY) -m pytest -q -p tests.mutants -o 'norecursedirs=.*' -m mutant tests
 
 test-faults: $(VENV)/installed-dev ## power cuts, kills, full disks and the like, as root (T=path, ROUNDS=30: each so often)
-	@ROUNDS='$(or $(ROUNDS),3)' MINUTES='$(MINUTES)' exec $(PY) -m pytest -q $(or $(T),tests/faults)
+	@ROUNDS='$(or $(ROUNDS),3)' MINUTES='$(MINUTES)' exec $(PY) -m pytest -q $(or $(T),tests/faults tests/suites/timing.py)
 
 soak: $(VENV)/installed-dev ## mixed load for MINUTES=60, as root; something is killed every 20 s, then everything is compared
 	@exec $(PY) -m tests.faults.soak --minutes $(or $(MINUTES),60)

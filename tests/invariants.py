@@ -146,11 +146,11 @@ def garbage_is_bounded(now: Snapshot, root: Path, strays: int) -> None:
         assert left == [], f"{len(left)} files were left in {folder}"
 
 
-async def sweep(dsn: str, root: Path) -> None:
-    """What housekeeping does, without waiting."""
+async def sweep(dsn: str, root: Path) -> int:
+    """What housekeeping does, without waiting; how much it has removed."""
     database, store = await Database.open(dsn, size=2), LocalStore(root)
     try:
-        await Housekeeping(database, store).sweep(grace_seconds=0)
+        return await Housekeeping(database, store).sweep(grace_seconds=0)
     finally:
         await database.close()
         store.close()

@@ -50,7 +50,10 @@ class Account:
         return cls(await new_account(session, stack))
 
     async def change(self, effect: State, method: str, address: str, **more: Any) -> Reply | None:
-        """Ask for a change and write down what came of it; None if there was no answer."""
+        """Ask for a change and write down what came of it; None if there was no answer.
+
+        AssertionError for a 500: no fault from outside makes a mistake of the service right.
+        """
         number = self.ledger.begin(effect)
         self.ledger.note(effect, f"{method} {address}")
         try:
@@ -63,11 +66,15 @@ class Account:
             self.ledger.note(effect, repr(error))
             return None
         self.ledger.note(effect, f"{reply.status} {reply.headers.get('X-Request-Id')}")
+        self._check(reply, f"{method} {address}")
         if 200 <= reply.status < 300:
             self.ledger.acknowledge(number)
         elif reply.status in REFUSALS or reply.status < 500:
             self.ledger.refuse(number, f"{method} {address}: {reply.status} {reply.body[:300]!r}")
         return reply
+
+    def _check(self, reply: Reply, what: str) -> None:
+        assert reply.status != 500 or self.api.stack.is_mistaken, f"{what}: 500 {reply.body[:300]!r}"
 
     async def put(self, path: str, body: bytes) -> Reply | None:
         """Store bytes."""
@@ -86,6 +93,7 @@ class Account:
                 self.ledger.note([path], repr(error))
             else:
                 self.ledger.note([path], f"{reply.status} {reply.headers.get('X-Request-Id')}")
+                self._check(reply, f"PUT {path} with a key")
                 if reply.status < 300:
                     self.ledger.acknowledge(number)
                     break

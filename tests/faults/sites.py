@@ -21,6 +21,8 @@ Layout = Literal["bytes", "all", "postgres"]
 LAYOUTS: tuple[Layout, ...] = ("bytes", "all", "postgres")
 LISTENING = re.compile(r":PORT 00000000:0000 0A ")
 SETTINGS = {"ACCESS_TOKEN_TTL": "86400"}
+# the words of FAULTS that make an exception of what a service without them has an answer for
+MISTAKEN = frozenset({"steps", "m3", "leaked_connection", "strict_cache", "surprised_by_limits", "collected_bodies"})
 
 
 @dataclass
@@ -30,6 +32,11 @@ class FaultyStack(Stack):
     faults: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     module: str = "tests.faults.faulty_service"
+
+    @property
+    def is_mistaken(self) -> bool:
+        """Whether one of its faults explains a 500 and an exception in its log."""
+        return not MISTAKEN.isdisjoint(self.faults.split())
 
     @property
     def dsn(self) -> str:
@@ -167,3 +174,4 @@ def _running(site: Site) -> Iterator[Site]:
     finally:
         if site.stack.process is not None:
             site.stack.kill()
+    site.stack.check_log()

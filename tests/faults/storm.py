@@ -8,6 +8,7 @@ import hashlib
 import math
 import random
 import time
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
@@ -40,7 +41,7 @@ class Client:
         self._random = random.Random(seed)
         self._name = name
         self._ways: list[Callable[[int, int], Awaitable[Operation | None]]] = [
-            self._put, self._put, self._put, self._get, self._get, self._get, self._delete, self._move, self._list]
+            self._put, self._put, self._put, self._get, self._get, self._head, self._delete, self._move, self._list]
         self.history: list[Operation] = []
         self.wrong: list[str] = []
         self.turns = 0
@@ -98,6 +99,24 @@ class Client:
                                        headers={"If-None-Match": '"none"'})
         value: Value = hashlib.sha256(body).hexdigest() if status == 200 else None
         return Operation("get", 0, 0, at=index, value=value) if status else None
+
+    async def _head(self, index: int, number: int) -> Operation | None:
+        """The digest that it names stands for the bytes."""
+        status, found = 0, ""
+        try:
+            reply = await self._api.call("HEAD", f"/file/download?path={quote(PATHS[index])}",
+                                         headers={"If-None-Match": '"none"'})
+            status, found = reply.status, reply.headers.get("Repr-Digest", "")
+        except aiohttp.ClientConnectorError:
+            raise
+        except NO_ANSWER:
+            return None
+        if status not in (200, 404, *IN_DOUBT):
+            self.wrong.append(f"HEAD {PATHS[index]}: {status}")
+        if status not in (200, 404):
+            return None
+        value: Value = b64decode(found.removeprefix("sha-256=:").removesuffix(":")).hex() if status == 200 else None
+        return Operation("get", 0, 0, at=index, value=value)
 
     async def _delete(self, index: int, number: int) -> Operation:
         status, _ = await self._ask("DELETE", f"/file?path={quote(PATHS[index])}&permanent=true", (204, 404))

@@ -1,6 +1,7 @@
-"""Attack 3, by the clock: what is another account's must take as long as what does not exist.  Run by `make fuzz`.
+"""Attack 3, by the clock: what is another account's must take as long as what does not exist.
 
-Requests of both kinds take turns, so whatever else the machine does meets both.
+Run by `make test-faults` and `make fuzz`.  Requests of both kinds take turns, so whatever else the machine does meets
+both.
 """
 
 import os
