@@ -150,7 +150,7 @@ class Links:
 
     async def list(self, caller: Caller, place: Place | None) -> list[Link]:
         """All links of the caller, the oldest first; with a place only those to the file or folder there."""
-        async with self._database.lane():
+        async with self._database.lane(caller.user_id):
             return await self.page(caller, place, after=None, limit=None)
 
     async def revoke(self, caller: Caller, link_id: LinkId) -> None:
