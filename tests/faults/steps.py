@@ -37,10 +37,10 @@ KEEPERS: dict[str, type] = {"store": LocalStore, "writer": LocalWriter, "memory"
                             "inspector": LocalInspector, "backups": BackupFolder, "part": PartWriter,
                             "marks": Generations}
 # what opens, closes, names or looks, what forgets what is in memory, what is called for each piece of a body
-NOT_STEPS = {"store.open", "store.close", "store.run", "store.run_through", "store.path", "store.locate", "store.ping",
-             "writer.write", "memory.write", "memory.abort", "inspector.close", "inspector.shelves",
-             "backups.open_to_read", "backups.close", "backups.names", "backups.place", "backups.unusable", "backups.snapshot",
-             "backups.is_there", "backups.read_id", "part.write", "part.close", "marks.read"}
+NOT_STEPS = {"store.open", "store.close", "store.run", "store.run_through", "store.path", "store.locate",
+             "store.ping", "writer.write", "memory.write", "memory.abort", "inspector.close", "inspector.shelves",
+             "backups.open_to_read", "backups.close", "backups.names", "backups.place", "backups.unusable",
+             "backups.snapshot", "backups.is_there", "backups.read_id", "part.write", "part.close", "marks.read"}
 RENEWAL = "marks.renew"  # the first thing after COMMIT, which is no step itself; has no errors for others
 CALLS = ("open", "link", "unlink", "rename", "replace", "fsync", "mkdir")  # of the kernel
 OTHERS_FOLDERS = ("postgres", "log", "run", "steps")  # what is not the service's own on the disk

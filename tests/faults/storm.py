@@ -111,7 +111,7 @@ class Client:
             raise
         except NO_ANSWER:
             return None
-        # 500: the blob went while nginx was about to open it (no body says so; other mistakes are in the log, read later)
+        # 500: the blob went while nginx was about to open it; no body says so, and other mistakes are in the log
         if status not in (200, 404, 500, *IN_DOUBT):
             self.wrong.append(f"HEAD {PATHS[index]}: {status}")
         if status not in (200, 404):
