@@ -31,13 +31,13 @@ test: $(VENV)/installed-dev ## run all tests, or those of T=path; JOBS=2: side b
 	@exec $(PY) -m pytest $(if $(JOBS),-n $(JOBS) --dist loadfile) $(T)
 
 fuzz: $(VENV)/installed-dev ## for longer: requests that nobody wrote, and random lives of accounts (N=300 of each kind)
-	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest -rA tests/suites tests/suites/timing.py tests/model
+	@FUZZ_EXAMPLES=$(or $(N),300) exec $(PY) -m pytest --timeout 3600 -rA tests/suites tests/suites/timing.py tests/model
 
 mutants: $(VENV)/installed-dev ## put known mistakes into the service, one by one, and show what catches each, as root
-	@exec $(PY) -m pytest -q -p tests.mutants -o 'norecursedirs=.*' -m mutant tests
+	@exec $(PY) -m pytest --timeout 3600 -q -p tests.mutants -o 'norecursedirs=.*' -m mutant tests
 
 test-faults: $(VENV)/installed-dev ## power cuts, kills, full disks and the like, as root (T=path, ROUNDS=30: each so often)
-	@ROUNDS='$(or $(ROUNDS),3)' MINUTES='$(MINUTES)' exec $(PY) -m pytest -q $(or $(T),tests/faults tests/suites/timing.py)
+	@ROUNDS='$(or $(ROUNDS),3)' MINUTES='$(MINUTES)' exec $(PY) -m pytest --timeout 3600 -q $(or $(T),tests/faults tests/suites/timing.py)
 
 soak: $(VENV)/installed-dev ## mixed load for MINUTES=60, as root; something is killed every 20 s, then everything is compared
 	@exec $(PY) -m tests.faults.soak --minutes $(or $(MINUTES),60)

@@ -134,7 +134,7 @@ Change = Callable[[World], None]
 
 
 @asynccontextmanager
-async def open_world(dsn: str, root: Path, *, direct_dsn: str | None = None, pool_size: int = 10,
+async def open_world(dsn: str, root: Path, *, direct_dsn: str | None = None, pool_size: int = 15,
                      versions_keep: int = 0) -> AsyncIterator[World]:
     """Open everything on a migrated database; `direct_dsn` is for those who look on, if `dsn` leads over a detour."""
     # connections of those who look on: what happens to the service's own does not happen to them

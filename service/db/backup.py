@@ -268,15 +268,15 @@ async def has_accounts(conn: Connection) -> bool:
     return bool(await conn.fetchval(HAS_ACCOUNTS))
 
 
-LOCK_ACCOUNTS = """
+LOCK_USERS = """
 -- nobody signs up until this transaction ends
 LOCK TABLE users IN EXCLUSIVE MODE
 """
 
 
-async def lock_accounts(conn: Connection) -> None:
+async def lock_users(conn: Connection) -> None:
     """Keep the accounts as they are until the transaction ends."""
-    await conn.execute(LOCK_ACCOUNTS)
+    await conn.execute(LOCK_USERS)
 
 
 IS_SERVED = """

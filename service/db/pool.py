@@ -5,7 +5,7 @@ import functools
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +43,7 @@ _LOST = (
     asyncpg.TooManyConnectionsError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
     asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.OutOfMemoryError, asyncpg.ReadOnlySQLTransactionError, asyncpg.InternalClientError,
+    asyncpg.PostgresSystemError,  # its disk fails, or has failed: it says so for each page that it does not get
 )
 # of the system, but raised by the driver: a server that is not there, or does not answer in time
 _SYSTEM = (TimeoutError, OSError)
@@ -111,8 +112,8 @@ class Database:
         size = pool.get_max_size()
         self._lane = asyncio.Semaphore(max(1, size // 2))
         # a transaction may wait for what another one of the account has locked, with its connection in its hands
-        self._shares = Shares(max(1, size // 3), wait_seconds=ACQUIRE_SECONDS)
-        self._lane_shares = Shares(max(1, size // 4), wait_seconds=ACQUIRE_SECONDS)
+        self._shares = Shares(max(1, size // 3))
+        self._lane_shares = Shares(max(1, size // 4))
 
     @classmethod
     async def open(cls, dsn: str, *, size: int, tell: Tell = _tell_nobody) -> "Database":
@@ -151,14 +152,23 @@ class Database:
                 await self._release(connection)
 
     async def _acquire(self) -> Borrowed:
+        async with self._waiting("The database cannot be reached; try again."):
+            return await self._pool.acquire()
+
+    @asynccontextmanager
+    async def _waiting(self, in_vain: str) -> AsyncIterator[None]:
+        """Around the wait for a connection, or for the leave to ask for one; raise Unavailable if it was `in_vain`.
+
+        A server that hangs ends it: whoever is next would wait for the same server.
+        """
         if self._watchdog.is_silent:
             raise Unavailable("The database does not answer; try again.", retry_after_seconds=2)
         try:
-            async with asyncio.timeout(None) as limit:
+            async with asyncio.timeout(ACQUIRE_SECONDS) as limit:
                 with self._watchdog.acquiring(limit):
-                    return await self._pool.acquire(timeout=ACQUIRE_SECONDS)
+                    yield
         except (*_LOST, *_SYSTEM) as error:
-            raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
+            raise Unavailable(in_vain, retry_after_seconds=2) from error
 
     async def _release(self, connection: Borrowed) -> None:
         try:
@@ -182,21 +192,15 @@ class Database:
         changed: dict[UserId, bool] = {}
         before = _CHANGED.set(changed)
         try:
-            async with self._place(account):
+            async with AsyncExitStack() as held:
+                if account is not None:
+                    async with self._waiting("Too many requests of this account at once; try again."):
+                        await held.enter_async_context(self._shares.place(account))
                 return await self._try_transaction(work)
         finally:
             _CHANGED.reset(before)
             if changed:
                 await self._tell(changed)
-
-    @asynccontextmanager
-    async def _place(self, account: UserId | None) -> AsyncIterator[None]:
-        """One of the account's places for transactions; any number without one."""
-        if account is None:
-            yield
-            return
-        async with self._shares.place(account):
-            yield
 
     async def _try_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         sent: outcomes.Commit | None = None  # of whichever try
@@ -245,15 +249,11 @@ class Database:
 
         Raises Unavailable if there is no place within a few seconds.
         """
-        async with self._lane_shares.place(account):
-            try:
-                await asyncio.wait_for(self._lane.acquire(), ACQUIRE_SECONDS)
-            except TimeoutError as error:
-                raise Unavailable("Too many long requests at once; try again.", retry_after_seconds=2) from error
-            try:
-                yield
-            finally:
-                self._lane.release()
+        async with AsyncExitStack() as held:
+            async with self._waiting("Too many long requests at once; try again."):
+                await held.enter_async_context(self._lane_shares.place(account))
+                await held.enter_async_context(self._lane)
+            yield
 
     def usage(self) -> tuple[int, int]:
         """How many connections there are, and how many of them are in use."""

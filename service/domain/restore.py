@@ -110,7 +110,7 @@ class Restore:
         if names != sorted(parts):
             raise BackupError(f"the tables of this schema ({', '.join(names)}) are not those of the backup "
                               f"({', '.join(sorted(parts))})")
-        await backup.lock_accounts(conn)
+        await backup.lock_users(conn)
         await _refuse_accounts(conn)
         await backup.empty_tables(conn, names)
         await backup.defer_constraints(conn)

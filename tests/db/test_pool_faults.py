@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -19,6 +19,7 @@ from service.run.postgres import EmbeddedPostgres
 from tests.client import until
 
 SIZE = 3
+SOMEBODY = UserId(new_uuid())
 DEADLINE_SECONDS = 20.0  # for a broken run, not a measurement
 
 Work = Callable[[Database], Awaitable[object]]
@@ -31,6 +32,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
         yield started
 
 
+@asynccontextmanager
+async def opened(server: EmbeddedPostgres, size: int) -> AsyncIterator[Database]:
+    """A pool of so many connections, which is closed whatever becomes of the test."""
+    database = await Database.open(server.dsn("postgres"), size=size)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
 @pytest.fixture
 async def database(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     """A small pool, which is impatient."""
@@ -38,9 +49,8 @@ async def database(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(watchdog, name, 0.02)
     monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
-    opened = await Database.open(server.dsn("postgres"), size=SIZE)
-    yield opened
-    await opened.close()
+    async with opened(server, SIZE) as database:
+        yield database
 
 
 def new_account() -> UserId:
@@ -90,6 +100,20 @@ async def copy(database: Database) -> None:
 
     async with database.snapshot() as conn:
         await conn.copy_from_query("SELECT pg_sleep(600)", output=take, timeout=600)
+
+
+async def wait_for_a_share(database: Database) -> None:
+    """A transaction of an account that has had its share; the statements of those before it never end."""
+    async def work(conn: Connection) -> None:
+        await conn.execute("SELECT pg_sleep(600)")
+
+    await database.in_transaction(work, account=SOMEBODY)
+
+
+async def wait_for_the_lane(database: Database) -> None:
+    """A long request; as many as there may be never end."""
+    async with database.lane(new_account()), database.connection() as conn:
+        await conn.execute("SELECT pg_sleep(600)")
 
 
 async def nothing_is_borrowed(database: Database) -> None:
@@ -165,6 +189,18 @@ async def test_full_disk_of_the_database_is_no_room(database: Database) -> None:
     await works(database)
 
 
+async def test_failing_disk_of_the_database_is_unavailable(database: Database) -> None:
+    """The server lives, but cannot read or write (class 58 of its codes): no mistake of the service's."""
+    async def work(conn: Connection) -> None:
+        await conn.execute("DO $$ BEGIN RAISE 'could not read block 0: Input/output error' "
+                           "USING ERRCODE = 'io_error'; END $$")
+
+    with pytest.raises(Unavailable) as caught:
+        await database.in_transaction(work)
+    assert caught.value.retry_after_seconds
+    await works(database)
+
+
 # --- a server that hangs ---
 
 @pytest.mark.parametrize("work", [pause, pause_within, copy])
@@ -180,6 +216,21 @@ async def test_hanging_server_keeps_nobody_waiting_and_is_used_again(
         with pytest.raises(Unavailable):
             await database.ping()
         await nothing_is_borrowed(database)
+    await until(lambda: is_back(database))
+    await works(database)
+
+
+@pytest.mark.parametrize("work", [wait_for_a_share, wait_for_the_lane])
+async def test_who_waits_for_leave_to_ask_a_hanging_server_is_refused(
+        server: EmbeddedPostgres, database: Database, monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
+    """One has a connection, and the others, one after the other, would each wait as long for the same server."""
+    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 10 * DEADLINE_SECONDS)
+    tasks = [asyncio.ensure_future(work(database)) for _ in range(2 * SIZE)]
+    await until(lambda: database.usage()[1] == 1)
+    with hanging(server):
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} == {Unavailable}
     await until(lambda: is_back(database))
     await works(database)
 
@@ -258,61 +309,60 @@ async def test_restarted_server_is_used_again(server: EmbeddedPostgres, database
 async def test_long_requests_leave_half_of_the_connections_to_others(
         server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
-    database = await Database.open(server.dsn("postgres"), size=4)
-    begun, go = asyncio.Semaphore(0), asyncio.Event()
+    async with opened(server, size=4) as database:
+        begun, go = asyncio.Semaphore(0), asyncio.Event()
 
-    async def take_long() -> None:
-        async with database.lane(new_account()), database.connection():
-            begun.release()
-            await go.wait()
+        async def take_long() -> None:
+            async with database.lane(new_account()), database.connection():
+                begun.release()
+                await go.wait()
 
-    long = [asyncio.ensure_future(take_long()) for _ in range(2)]
-    for _ in long:
-        await begun.acquire()
-    with pytest.raises(Unavailable) as caught:
-        await take_long()
-    assert caught.value.retry_after_seconds
-    await asyncio.gather(database.ping(), database.ping())
-    waiting = asyncio.ensure_future(take_long())
-    go.set()
-    await asyncio.gather(*long, waiting)
-    await database.close()
+        long = [asyncio.ensure_future(take_long()) for _ in range(2)]
+        for _ in long:
+            await begun.acquire()
+        with pytest.raises(Unavailable) as caught:
+            await take_long()
+        assert caught.value.retry_after_seconds
+        await asyncio.gather(database.ping(), database.ping())
+        waiting = asyncio.ensure_future(take_long())
+        go.set()
+        await asyncio.gather(*long, waiting)
 
 
 async def test_one_account_has_its_share_of_transactions_and_of_long_requests(
         server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
-    database = await Database.open(server.dsn("postgres"), size=6)
-    account, other = new_account(), new_account()
-    begun, go = asyncio.Semaphore(0), asyncio.Event()
+    async with opened(server, size=6) as database:
+        account, other = new_account(), new_account()
+        begun, go = asyncio.Semaphore(0), asyncio.Event()
 
-    async def wait(conn: Connection) -> None:
-        begun.release()
-        await go.wait()
-
-    async def take_long(account: UserId) -> None:
-        async with database.lane(account):
+        async def wait(conn: Connection) -> None:
             begun.release()
             await go.wait()
 
-    changes = [asyncio.ensure_future(database.in_transaction(wait, account=account)) for _ in range(2)]
-    long = [asyncio.ensure_future(take_long(each)) for each in (account, other)]
-    for _ in [*changes, *long]:
-        await begun.acquire()
-    for one_more in (database.in_transaction(wait, account=account), take_long(account)):
-        with pytest.raises(Unavailable, match="of this account") as caught:
-            await one_more
-        assert caught.value.retry_after_seconds
-    waiting = [asyncio.ensure_future(database.in_transaction(wait, account=other)),
-               asyncio.ensure_future(database.in_transaction(wait))]
-    for _ in waiting:
-        await begun.acquire()
-    assert database.usage()[1] == len(changes) + len(waiting)
-    late = asyncio.ensure_future(database.in_transaction(wait, account=account))
-    go.set()
-    await asyncio.gather(*changes, *long, *waiting, late)
-    assert not database._shares._shares and not database._lane_shares._shares  # nobody is remembered for ever
-    await database.close()
+        async def take_long(account: UserId) -> None:
+            async with database.lane(account):
+                begun.release()
+                await go.wait()
+
+        changes = [asyncio.ensure_future(database.in_transaction(wait, account=account)) for _ in range(2)]
+        long = [asyncio.ensure_future(take_long(each)) for each in (account, other)]
+        for _ in [*changes, *long]:
+            await begun.acquire()
+        for one_more, why in ((database.in_transaction(wait, account=account), "of this account"),
+                              (take_long(account), "long requests")):
+            with pytest.raises(Unavailable, match=why) as caught:
+                await one_more
+            assert caught.value.retry_after_seconds
+        waiting = [asyncio.ensure_future(database.in_transaction(wait, account=other)),
+                   asyncio.ensure_future(database.in_transaction(wait))]
+        for _ in waiting:
+            await begun.acquire()
+        assert database.usage()[1] == len(changes) + len(waiting)
+        late = asyncio.ensure_future(database.in_transaction(wait, account=account))
+        go.set()
+        await asyncio.gather(*changes, *long, *waiting, late)
+        assert not database._shares._shares and not database._lane_shares._shares  # nobody is remembered for ever
 
 
 # --- no leak ---

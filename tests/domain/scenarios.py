@@ -119,8 +119,8 @@ async def database_lost_around_the_commit(dsn: str, root: Path, moment: Moment,
         await check_all(dsn, root, strays=int(not is_there))
 
 
-FITTING, UPLOADS, FILE_BYTES = 10, 50, 7
-TOGETHER = 5  # so many come to the decision at the same time
+FITTING, UPLOADS, FILE_BYTES = 12, 50, 7
+TOGETHER = 5  # so many come to the decision at the same time: an account has a third of the world's 15 connections
 
 
 async def uploads_at_the_edge_of_the_quota(world: World, failpoints: Failpoints) -> None:

@@ -161,7 +161,7 @@ async def test_m7_quota_that_is_read_first_is_caught(
                            "WHERE id = $1", user_id, files_bytes, file_count)
 
     monkeypatch.setattr(users, "update_usage", read_then_write)
-    with pytest.raises(AssertionError, match=r"\d+ uploads were taken where 10 fit"):
+    with pytest.raises(AssertionError, match=r"\d+ uploads were taken where 12 fit"):
         await uploads_at_the_edge_of_the_quota(world, failpoints)
 
 

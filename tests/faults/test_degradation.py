@@ -96,7 +96,8 @@ async def test_disk_without_inodes_refuses_uploads_and_nothing_else(
         recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path, nginx: str) -> None:
     line = recorder.line("F10 inodes full", f"tmpfs, nginx {nginx}")
     with tmpfs(tmp_path / "small", "size=64m,nr_inodes=500") as disk, \
-            running(disk / "data", server, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB)) as stack:
+            running(disk / "data", server, NGINX=nginx, MIN_FREE_SPACE=str(2 * MIB),
+                    MAX_UPLOAD_SIZE=str(16 * MIB)) as stack:
         api = await new_account(session, stack)
         await api.put("/kept", b"kept" * 1000)
         link = await make_upload_link(api)

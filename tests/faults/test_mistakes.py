@@ -112,11 +112,14 @@ async def redis_lost(ground: Ground) -> None:
 async def disk_filled(ground: Ground) -> None:
     """An upload whose length nobody knew, and for which there is no room, is a 507 (F10)."""
     async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(64):
+        for number in range(32):
             yield bytes(MIB)
+            if number == 4:  # others take the room that was there when it began
+                free = os.statvfs(small)
+                await asyncio.to_thread((small / "hoard").write_bytes, bytes(free.f_bavail * free.f_frsize - 8 * MIB))
 
     with tmpfs(ground.folder / "small", "size=48m") as small, \
-            ground.stack(small / "data", NGINX="off", MIN_FREE_SPACE="0") as stack:
+            ground.stack(small / "data", NGINX="off", MIN_FREE_SPACE="0", MAX_UPLOAD_SIZE=str(32 * MIB)) as stack:
         api = await new_account(ground.session, stack)
         status = (await api.put("/large", pieces(), expect=None)).status
         assert status == 507, f"a full disk is a {status}"
