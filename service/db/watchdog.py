@@ -23,6 +23,9 @@ LOOK_SECONDS = 0.5
 ANSWER_SECONDS = 2.5
 LOST_SECONDS = 1.5  # that a server has nothing to do for somebody who waits
 
+# the last one: so many wait for the server that there is no room for another
+_GONE = (ConnectionError, FileNotFoundError, BlockingIOError)
+
 log = structlog.get_logger()
 
 LIST_AT_WORK = """
@@ -124,12 +127,15 @@ class Watchdog:
         began = time.monotonic()
         waiting = [_Wait(connection, asked_at, connection.backend_pid) for connection in self._borrowed
                    if (asked_at := _asked_at(connection)) is not None and asked_at <= began - LATE_SECONDS]
-        at_work = await self._ask([wait.backend_pid for wait in waiting])
-        if at_work is None:
-            # one that is not there says so at once, to whoever comes
-            is_silent = time.monotonic() - began >= ANSWER_SECONDS
-            if self._last_heard() < began - (0 if is_silent else LATE_SECONDS):
-                self._cut_all(is_silent=is_silent)
+        try:
+            at_work = await self._ask([wait.backend_pid for wait in waiting])
+        except TimeoutError:
+            if self._last_heard() < began:
+                self._cut_all(is_silent=True)
+            return
+        except _GONE:  # it says so at once, to whoever comes
+            if self._last_heard() < began - LATE_SECONDS:
+                self._cut_all(is_silent=False)
             return
         if self.is_silent:
             log.warning("database_is_back")
@@ -148,13 +154,16 @@ class Watchdog:
             finally:
                 connection.terminate()
 
-    async def _ask(self, pids: Sequence[int]) -> Collection[int] | None:
-        """Which backends are at work, all if that cannot be found out; None if the server says nothing at all."""
+    async def _ask(self, pids: Sequence[int]) -> Collection[int]:
+        """Which backends are at work, all if that cannot be found out.
+
+        Raises TimeoutError if the server says nothing at all, and one of `_GONE` if nobody is there to say anything.
+        """
         try:
             async with self._new_connection() as connection:
                 return await list_at_work(connection, pids) if pids else ()
-        except (TimeoutError, ConnectionError, FileNotFoundError, BlockingIOError):
-            return None  # the last one: so many wait for it that there is no room for another
+        except (TimeoutError, *_GONE):
+            raise
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return pids  # a refusal is an answer; and a lack of files of our own is none of its faults
 

@@ -5,8 +5,9 @@ import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
@@ -17,6 +18,7 @@ from service.errors import StorageFull, Unavailable
 from service.model import UserId, new_uuid
 from service.run.postgres import EmbeddedPostgres
 from tests.client import until
+from tests.db.test_shares import new_account, opened
 
 SIZE = 3
 SOMEBODY = UserId(new_uuid())
@@ -32,16 +34,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
         yield started
 
 
-@asynccontextmanager
-async def opened(server: EmbeddedPostgres, size: int) -> AsyncIterator[Database]:
-    """A pool of so many connections, which is closed whatever becomes of the test."""
-    database = await Database.open(server.dsn("postgres"), size=size)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
 @pytest.fixture
 async def database(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     """A small pool, which is impatient."""
@@ -51,11 +43,6 @@ async def database(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
     async with opened(server, SIZE) as database:
         yield database
-
-
-def new_account() -> UserId:
-    """Somebody."""
-    return UserId(new_uuid())
 
 
 def processes_of(server: EmbeddedPostgres) -> list[int]:
@@ -245,6 +232,23 @@ async def test_idle_connection_to_a_hanging_server_is_found_out(server: Embedded
     await works(database)
 
 
+async def test_timer_that_is_early_takes_a_hanging_server_for_no_other(
+        server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop's clock stands still while it works, so its timers may be early; who comes next is refused even so."""
+    def early(seconds: float | None) -> asyncio.Timeout:
+        return asyncio.timeout(seconds and 0.9 * seconds)
+
+    monkeypatch.setattr(watchdog, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": early}))
+    monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 0.5)
+    async with opened(server, SIZE) as database:
+        await works(database)  # there are connections that nobody uses
+        with hanging(server):
+            with pytest.raises(Unavailable):
+                await database.ping()
+            assert database._watchdog.is_silent
+        await until(lambda: is_back(database))
+
+
 @pytest.mark.mutant("D1", "nobody asks whether the server lives")
 async def test_without_the_watchdog_a_hanging_server_is_waited_for(
         server: EmbeddedPostgres, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,67 +306,6 @@ async def test_restarted_server_is_used_again(server: EmbeddedPostgres, database
         await database.ping()
     server.start()  # by this thread: the server ends with the one that started it
     await works(database)
-
-
-# --- long requests ---
-
-async def test_long_requests_leave_half_of_the_connections_to_others(
-        server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
-    async with opened(server, size=4) as database:
-        begun, go = asyncio.Semaphore(0), asyncio.Event()
-
-        async def take_long() -> None:
-            async with database.lane(new_account()), database.connection():
-                begun.release()
-                await go.wait()
-
-        long = [asyncio.ensure_future(take_long()) for _ in range(2)]
-        for _ in long:
-            await begun.acquire()
-        with pytest.raises(Unavailable) as caught:
-            await take_long()
-        assert caught.value.retry_after_seconds
-        await asyncio.gather(database.ping(), database.ping())
-        waiting = asyncio.ensure_future(take_long())
-        go.set()
-        await asyncio.gather(*long, waiting)
-
-
-async def test_one_account_has_its_share_of_transactions_and_of_long_requests(
-        server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 1.0)
-    async with opened(server, size=6) as database:
-        account, other = new_account(), new_account()
-        begun, go = asyncio.Semaphore(0), asyncio.Event()
-
-        async def wait(conn: Connection) -> None:
-            begun.release()
-            await go.wait()
-
-        async def take_long(account: UserId) -> None:
-            async with database.lane(account):
-                begun.release()
-                await go.wait()
-
-        changes = [asyncio.ensure_future(database.in_transaction(wait, account=account)) for _ in range(2)]
-        long = [asyncio.ensure_future(take_long(each)) for each in (account, other)]
-        for _ in [*changes, *long]:
-            await begun.acquire()
-        for one_more, why in ((database.in_transaction(wait, account=account), "of this account"),
-                              (take_long(account), "long requests")):
-            with pytest.raises(Unavailable, match=why) as caught:
-                await one_more
-            assert caught.value.retry_after_seconds
-        waiting = [asyncio.ensure_future(database.in_transaction(wait, account=other)),
-                   asyncio.ensure_future(database.in_transaction(wait))]
-        for _ in waiting:
-            await begun.acquire()
-        assert database.usage()[1] == len(changes) + len(waiting)
-        late = asyncio.ensure_future(database.in_transaction(wait, account=account))
-        go.set()
-        await asyncio.gather(*changes, *long, *waiting, late)
-        assert not database._shares._shares and not database._lane_shares._shares  # nobody is remembered for ever
 
 
 # --- no leak ---
