@@ -8,7 +8,7 @@ import orjson
 
 from tests.stack import Stack
 
-_NGINX_TROUBLE = re.compile(r"\[(emerg|alert|crit)\]|open\(\)|signal [0-9]+ ")
+_NGINX_TROUBLE = re.compile(r"\[(emerg|alert|crit)\]|open(at)?\(\)|signal [0-9]+ ")
 
 
 @dataclass(frozen=True)
