@@ -5,6 +5,8 @@ aiohttp would quote such bytes in a plain text and log them with a traceback, a 
 
 import asyncio
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 
 import structlog
 from aiohttp import web
@@ -20,6 +22,7 @@ SERVER = "file-storage"  # not which versions of what
 # as client_body_timeout and send_timeout of nginx
 STALL_SECONDS = 60.0
 LOOK_SECONDS = 5.0
+LINGER_SECONDS = 5.0
 _BEGIN_BYTES = 2048
 _QUESTIONS = (b"GET /_preflight ", b"GET /_decide ")  # nginx's own, with the client's headers: see render_refusal
 _REQUEST_ID = re.compile(rb"\r\nX-Request-Id: ([0-9a-f]{32})\r\n")  # as nginx/proxy.conf sends it
@@ -50,7 +53,7 @@ class _Protocol(web.RequestHandler):
     Without nginx nobody else sees to it that a client neither sends the rest of a body nor takes the rest of an answer.
     """
 
-    __slots__ = ("_begin", "_behind_nginx", "_look", "_moved_at", "_unsent_bytes")
+    __slots__ = ("_begin", "_behind_nginx", "_is_lost", "_look", "_moved_at", "_unsent_bytes")
 
     # the same
     def __init__(self, manager: _Server, **kwargs) -> None:  # type: ignore[no-untyped-def]
@@ -60,6 +63,7 @@ class _Protocol(web.RequestHandler):
         self._look: asyncio.TimerHandle | None = None
         self._moved_at = 0.0
         self._unsent_bytes = 0
+        self._is_lost: asyncio.Event | None = None  # set while nothing is taken for a request any more
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and look now and then whether anything moves."""
@@ -72,13 +76,28 @@ class _Protocol(web.RequestHandler):
         """End."""
         if self._look is not None:
             self._look.cancel()
+        if self._is_lost is not None:
+            self._is_lost.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the beginning is kept, for the id of a request that cannot be parsed."""
-        self._begin = data[:_BEGIN_BYTES]
         self._moved_at = self._loop.time()
-        super().data_received(data)
+        if self._is_lost is None:
+            self._begin = data[:_BEGIN_BYTES]
+            super().data_received(data)
+
+    async def linger(self) -> None:
+        """Read, and throw away, what the other side still sends after the last answer, until it closes.
+
+        Closed at once, the connection would be reset, and who was still sending might never see the answer
+        (RFC 9112, section 9.6); nginx would tell its client 503.
+        """
+        if self._is_lost is not None and self.transport is not None:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_lost.wait(), LINGER_SECONDS)
 
     def _look_after(self) -> None:
         """Cut off a client that has let us wait for too long, in the middle of a body or of an answer."""
@@ -104,6 +123,7 @@ class _Protocol(web.RequestHandler):
         request_id = found[1].decode("ascii") if found else new_uuid().hex
         error: errors.ServiceError
         if status == 400:
+            self._is_lost = asyncio.Event()
             error = errors.BadRequest("These bytes are not a valid HTTP request.")
             log.info("malformed_request", status=status, reason=type(exc).__name__, request_id=request_id)
         else:
@@ -111,6 +131,20 @@ class _Protocol(web.RequestHandler):
             error = errors.ServiceError("The service made a mistake; it has been logged.")
         is_question = self._behind_nginx and self._begin.startswith(_QUESTIONS)
         response = (render_refusal if is_question else render)(error, request_id)
-        response.headers.update({"X-Request-Id": request_id, "Server": SERVER, "X-Content-Type-Options": "nosniff"})
-        response.force_close()
-        return response
+        last = _Last(self, status=response.status, body=response.body, headers=response.headers)
+        last.headers.update({"X-Request-Id": request_id, "Server": SERVER, "X-Content-Type-Options": "nosniff"})
+        last.force_close()
+        return last
+
+
+class _Last(web.Response):
+    """The last answer of a connection."""
+
+    def __init__(self, protocol: _Protocol, *, status: int, body: object, headers: Mapping[str, str]) -> None:
+        super().__init__(status=status, body=body, headers=headers)
+        self._protocol = protocol
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send it, and wait until it was read."""
+        await super().write_eof(data)
+        await self._protocol.linger()

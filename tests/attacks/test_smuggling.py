@@ -196,6 +196,16 @@ def test_bytes_that_are_no_request_are_one_refusal(door: Door, name: str) -> Non
     assert answers[0].code
 
 
+def test_refusal_of_a_request_that_goes_on_can_be_read(door: Door) -> None:
+    """Its body is sent to the end; closed at once, the connection would be reset, and the answer lost with it."""
+    with Wire(door) as wire:
+        assert wire.send(b"POST /s/%41\xe9/open HTTP/1.1\r\nHost: localhost\r\n"
+                         b"Content-Type: application/json\r\nContent-Length: 4000000\r\n\r\n"
+                         + bytes(4_000_000))
+        assert wire.read_last().status == 400
+        assert wire.read_all() == []
+
+
 @pytest.mark.parametrize("line", [b"GET /livez\r\n", b"GET /li\nvez HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /nowhere\n\n"])
 def test_request_of_http_0_9_gets_one_answer_at_most(door: Door, line: bytes) -> None:
     """nginx still knows it: an answer without a head, and the end of the connection."""
