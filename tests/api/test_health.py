@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from service.run import processes, programs
+from service.run import processes
 from service.run.postgres import EmbeddedPostgres
-from tests.cache.conftest import RedisServer
 from tests.client import PASSWORD, Api, Reply, files_on_disk, is_tidy, new_account, until
+from tests.redis_server import RedisServer
 from tests.stack import Stack
 
 DOWN_WITHIN_SECONDS = 5.0
@@ -30,9 +30,7 @@ class World:
 @pytest.fixture(scope="module", params=["auto", "off"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """With nginx and without; every test leaves all of it running."""
-    redis_program = programs.find_or_install("redis-server")
-    assert redis_program, "there is no redis-server to be had"
-    redis = RedisServer(str(redis_program.path), tmp_path_factory.mktemp("redis"))
+    redis = RedisServer(tmp_path_factory.mktemp("redis"))
     redis.start()
     with EmbeddedPostgres.temporary(tmp_path_factory.mktemp("external")) as postgres:
         postgres.ensure_database("files")

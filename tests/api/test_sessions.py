@@ -1,7 +1,6 @@
 """Sessions, passwords and the end of an account, from outside."""
 
 import asyncio
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,8 +9,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.cache.conftest import RedisServer
 from tests.client import PASSWORD, Api, new_account, until
+from tests.redis_server import RedisServer
 from tests.stack import Stack
 
 DEAD_WITHIN_SECONDS = 5.0
@@ -331,9 +330,7 @@ async def _hash_of(api: Api) -> str:
 
 @pytest.fixture(scope="module")
 def redis_of_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    binary = shutil.which("redis-server")
-    assert binary is not None, "redis-server is not installed; on Debian: apt-get install redis-server"
-    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
     server.kill()

@@ -1,7 +1,6 @@
 """A real browser without a window, driven over its DevTools protocol; and a place that scripts report to."""
 
 import asyncio
-import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests import packages
 from tests.client import until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -25,13 +25,10 @@ WITHOUT_WINDOW = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-
 
 def find_or_install() -> str | None:
     """The program; with root's rights it is fetched by the package manager if need be."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", "-qq", *command], capture_output=True, check=False,
-                           env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-        found = shutil.which(NAMES[0])
-    return found
+    if found := next(filter(None, map(shutil.which, NAMES)), None):
+        return found
+    packages.install({NAMES[0]: "chromium"})
+    return shutil.which(NAMES[0])
 
 
 @dataclass

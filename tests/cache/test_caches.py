@@ -13,7 +13,7 @@ from service.cache import local, redis
 from service.cache.base import Cache
 from service.cache.local import LocalCache
 from service.cache.redis import BREAK_SECONDS, MAX_CONNECTIONS, WARN_EVERY_SECONDS, RedisCache
-from tests.cache.conftest import RedisServer
+from tests.redis_server import RedisServer
 
 # For tests that are not about time running out: a busy machine must not decide them.
 PATIENT_SECONDS = 30.0

@@ -4,13 +4,13 @@ What cannot be done here is an error, not a skip: a run that says nothing went w
 """
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests import packages
 from tests.faults.clients import client_session
 from tests.faults.recorder import Recorder
 from tests.faults.sites import OwnPostgres, own_postgres
@@ -18,16 +18,15 @@ from tests.faults.sites import OwnPostgres, own_postgres
 REPORT = Path(__file__).parents[2] / "build" / "faults.json"
 RECORDER = Recorder()
 PROGRAMS = {"mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mount": "mount", "strace": "strace",
-            "faketime": "faketime", "redis-server": "redis-server", "prlimit": "util-linux"}
+            "faketime": "faketime", "prlimit": "util-linux"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say at the beginning what is missing."""
+    """Bring what is missing, or say so at the beginning."""
     here = [item for item in items if Path(__file__).parent in item.path.parents]
-    missing = sorted(package for program, package in PROGRAMS.items() if shutil.which(program) is None)
     if here and os.geteuid() != 0:
         raise pytest.UsageError("tests of faults mount file systems and stop processes: they need root")
-    if here and missing:
+    if here and (missing := packages.install(PROGRAMS)):
         raise pytest.UsageError(f"tests of faults need these packages: {' '.join(missing)}")
 
 

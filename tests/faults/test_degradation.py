@@ -12,12 +12,12 @@ import aiohttp
 import pytest
 
 from service.domain import writability
-from tests.cache.conftest import RedisServer
 from tests.client import Api, is_tidy, new_account, until
 from tests.faults.degraded import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, timed
 from tests.faults.machine import descendants, read_only, tmpfs
 from tests.faults.recorder import Line, Recorder
 from tests.faults.sites import OwnPostgres
+from tests.redis_server import RedisServer
 
 SLACK_SECONDS = 3.0  # of a machine that has other things to do
 
@@ -227,7 +227,7 @@ TROUBLES: dict[str, tuple[Callable[[RedisServer], object], Callable[[RedisServer
 async def test_troubled_redis_is_not_noticed(
         recorder: Recorder, session: aiohttp.ClientSession, server: OwnPostgres, tmp_path: Path,
         tmp_path_factory: pytest.TempPathFactory) -> None:
-    redis = RedisServer("redis-server", tmp_path_factory.mktemp("redis"))
+    redis = RedisServer(tmp_path_factory.mktemp("redis"))
     redis.start()
     try:
         with running(tmp_path / "data", server, REDIS_URL=redis.url) as stack:

@@ -19,7 +19,6 @@ import pytest
 
 from service.run.postgres import EmbeddedPostgres
 from tests import databases
-from tests.cache.conftest import RedisServer
 from tests.client import is_tidy, new_account, until
 from tests.faults.changes import small_upload, stack_with_steps, upload
 from tests.faults.clients import Account
@@ -32,6 +31,7 @@ from tests.faults.sites import FaultyStack
 from tests.faults.test_steps import fault_at_every_step
 from tests.faults.test_steps_work import begin, faults_at
 from tests.faults.work import Sweep
+from tests.redis_server import RedisServer
 from tests.world import open_world
 
 MIB = 2**20
@@ -96,7 +96,7 @@ async def connections_lost(ground: Ground) -> None:
 
 async def redis_lost(ground: Ground) -> None:
     """Redis is gone, and nobody notices (F8)."""
-    redis = RedisServer("redis-server", ground.folder)
+    redis = RedisServer(ground.folder)
     redis.start()
     try:
         with ground.stack(REDIS_URL=redis.url) as stack:

@@ -5,7 +5,6 @@ hand but what was done to the part.
 """
 
 import asyncio
-import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,20 +13,18 @@ import aiohttp
 import pytest
 
 from service.run import processes
-from tests.cache.conftest import RedisServer
 from tests.faults.examine import check_invariants
 from tests.faults.load import PATIENCE_SECONDS, PROBE_SECONDS, Load, under_load
 from tests.faults.machine import descendants, kill
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis of our own."""
-    binary = shutil.which("redis-server")
-    assert binary is not None
-    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
     server.kill()
