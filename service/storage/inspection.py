@@ -8,6 +8,7 @@ Everything runs on one thread of its own, so that it never stands in the way of 
 
 import asyncio
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -250,13 +251,36 @@ class LocalInspector:
             return None
 
     def _write_high_water(self, text: str) -> None:
+        line = f"{text}\n".encode("ascii")
         draft = self._root / f".{HIGH_WATER}.{os.getpid()}"
-        with draft.open("wb") as file:
-            file.write(f"{text}\n".encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._root / HIGH_WATER)
-        _sync_folder(self._root)
+        try:
+            with draft.open("wb") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._root / HIGH_WATER)
+            _sync_folder(self._root)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            try:
+                self._overwrite_high_water(line)
+            except FileNotFoundError:
+                raise error from None
+
+    def _overwrite_high_water(self, line: bytes) -> None:
+        """For a full disk, where nothing can be removed before this is written: in place, which takes no room.
+
+        It fits into one sector; one that is torn all the same cannot be read, so nothing would be removed by it.
+        """
+        descriptor = os.open(self._root / HIGH_WATER, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, line, 0)
+            os.ftruncate(descriptor, len(line))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """End the thread."""

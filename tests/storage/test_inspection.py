@@ -1,10 +1,12 @@
 """The disk as those see it who look after it: what lies there, moved without ever replacing, read past the cache."""
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -156,3 +158,23 @@ async def test_high_water_is_replaced_as_a_whole(inspector: LocalInspector, root
         assert await inspector.read_high_water() == text
     assert [path.name for path in root.iterdir() if "HIGH_WATER" in path.name] == ["HIGH_WATER"]
     assert (root / "HIGH_WATER").read_bytes() == b"1.2.3 8\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_high_water_is_written_in_place_where_there_is_no_room_for_a_second_file(
+        inspector: LocalInspector, root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    await inspector.write_high_water("1.2.3 9")
+    real = Path.open
+
+    def has_no_room(path: Path, mode: str = "r") -> IO[Any]:
+        if mode == "wb":
+            raise OSError(number, os.strerror(number))
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", has_no_room)
+    await inspector.write_high_water("1.2.3 10")
+    assert (root / "HIGH_WATER").read_bytes() == b"1.2.3 10\n"
+    (root / "HIGH_WATER").unlink()
+    with pytest.raises(OSError) as caught:  # then nothing may be removed: an older state would not be noticed
+        await inspector.write_high_water("1.2.3 11")
+    assert caught.value.errno == number
