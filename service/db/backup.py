@@ -204,7 +204,10 @@ SELECT transaction_timestamp()
 
 async def get_moment(conn: Connection) -> datetime:
     """When this transaction began."""
-    moment = await conn.fetchval(GET_MOMENT, timeout=ANSWER_SECONDS)
+    try:
+        moment = await conn.fetchval(GET_MOMENT, timeout=ANSWER_SECONDS)
+    except TimeoutError as error:
+        raise Unavailable(f"the database has said nothing for {ANSWER_SECONDS:.0f} s") from error
     assert isinstance(moment, datetime)
     return moment
 

@@ -205,4 +205,5 @@ class Watchdog:
                 connection.terminate()
         limits, self._acquiring = list(self._acquiring), {}
         for limit in limits:
-            limit.reschedule(asyncio.get_running_loop().time())
+            if not limit.expired():  # by itself, a moment ago
+                limit.reschedule(asyncio.get_running_loop().time())

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-from service.errors import BadRequest, IncompleteBody, Unavailable
+from service.errors import BadRequest, DiskFailed, IncompleteBody, Unavailable
 from service.model import BlobKey, Staged, new_uuid
 from service.storage import small
 from service.storage.base import Claim, Room, StoreError, explain
@@ -369,8 +369,11 @@ class LocalStore:
         return self._blobs / self.locate(key)
 
     def room(self) -> Room:
-        """What this user may still take."""
-        status = os.statvfs(self._staging)
+        """What this user may still take; raises DiskFailed if the disk does not say, or is not there any more."""
+        try:
+            status = os.statvfs(self._staging)
+        except OSError as error:
+            raise DiskFailed(retry_after_seconds=5) from error
         return Room(free_bytes=status.f_bavail * status.f_frsize,
                     free_files=status.f_favail if status.f_files else None,
                     is_read_only=bool(status.f_flag & os.ST_RDONLY))

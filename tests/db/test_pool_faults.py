@@ -94,7 +94,7 @@ async def wait_for_a_share(database: Database) -> None:
     async def work(conn: Connection) -> None:
         await conn.execute("SELECT pg_sleep(600)")
 
-    await database.in_transaction(work, account=SOMEBODY)
+    await database.in_transaction(work, share=SOMEBODY)
 
 
 async def wait_for_the_lane(database: Database) -> None:
@@ -326,3 +326,18 @@ async def test_cancelled_callers_leave_the_pool_as_it_was(database: Database) ->
             task.cancel()
         await asyncio.wait(tasks)
     await works(database)
+
+
+async def test_wait_that_ends_by_itself_in_that_moment_does_not_keep_the_others() -> None:
+    """A time-out that has expired cannot be moved any more, and there may be many who wait."""
+    dog = watchdog.Watchdog("")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as other, asyncio.timeout(0) as limit:
+            with dog.acquiring(limit), dog.acquiring(other):
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    assert limit.expired() and not other.expired()
+                    dog._cut_all(is_silent=True)
+                    when = other.when()
+                    assert when is not None and when <= asyncio.get_running_loop().time()

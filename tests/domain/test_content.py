@@ -11,8 +11,8 @@ from service.domain import content
 from service.domain.places import Place, Target
 from service.domain.versions import Versions
 from service.errors import (
-    InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull,
-    TooLarge, Unavailable,
+    DiskFailed, InvalidPath, IsAFolder, NotAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError,
+    StorageFull, TooLarge, Unavailable,
 )
 from service.model import Caller, Conditions, FileId, Folder, SessionId, UserId, new_uuid
 from service.storage.base import Room
@@ -345,6 +345,17 @@ async def test_admission_keeps_the_free_space_that_is_to_be_kept(world: World, c
     leave(999, None)
     with pytest.raises(StorageFull):
         await world.content.admit(caller, None, None)
+
+
+async def test_disk_that_is_gone_is_a_failed_disk_and_keeps_no_list(world: World, caller: Caller) -> None:
+    staging = world.root / "staging"
+    staging.rename(world.root / "elsewhere")
+    assert not world.content.may_put_aside(1)
+    for size in (None, 100, 2**20):
+        with pytest.raises(DiskFailed):
+            await world.content.admit(caller, size, None)
+    (world.root / "elsewhere").rename(staging)
+    assert world.content.may_put_aside(1)
 
 
 # --- downloads ---
