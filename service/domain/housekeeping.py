@@ -45,8 +45,8 @@ class Housekeeping:
     async def run(self, *, by_age: bool = True) -> None:
         """One round of everything: each part by itself, and in what goes by its age each item.
 
-        Without `by_age` the trash, former versions and trails stay.  Raises Incomplete at the end if something failed,
-        Unavailable at once if the database is gone.
+        Without `by_age` nothing goes but bytes that nothing refers to.  Raises Incomplete at the end if something
+        failed, Unavailable at once if the database is gone.
         """
         attempts = Attempts(self._database)
         if by_age and self._ages.trash_days:
@@ -55,7 +55,9 @@ class Housekeeping:
             await attempts.make(lambda: self._expire_versions(attempts), part="versions")
         if by_age and self._ages.audit_days:
             await attempts.make(self._expire_audit, part="audit")
-        metrics.SWEPT.labels("requests").inc(await attempts.make(self.forget_requests, part="requests") or 0)
+        if by_age:
+            metrics.SWEPT.labels("requests").inc(await attempts.make(self.forget_requests, part="requests") or 0)
+            await attempts.make(self._forget_expired, part="expired")
         metrics.SWEPT.labels("blobs").inc(await attempts.make(self.sweep, part="blobs") or 0)
         attempts.end()
 
@@ -96,6 +98,11 @@ class Housekeeping:
             if count < AUDIT_BATCH:
                 return forgotten
 
+    async def _forget_expired(self) -> None:
+        async with self._database.connection() as conn:
+            await sessions.delete_expired_sessions(conn)
+            await links.delete_expired_links(conn)
+
     async def sweep(self, *, grace_seconds: float = GRACE_SECONDS) -> int:
         """Remove the bytes of blobs unreferenced for the grace time; how many.
 
@@ -110,9 +117,6 @@ class Housekeeping:
             async with self._database.connection() as conn:
                 await blobs.delete_fenced(conn, gone)
             removed += len(gone)
-        async with self._database.connection() as conn:
-            await sessions.delete_expired_sessions(conn)
-            await links.delete_expired_links(conn)
         return removed
 
     async def _fence_batch(self, grace_seconds: float, *, skip: list[BlobKey]) -> list[tuple[BlobKey, int]]:

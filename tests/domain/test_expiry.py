@@ -10,7 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from service import metrics
-from service.db import blobs
+from service.db import blobs, files
+from service.db.pool import Connection
 from service.db.turns import Turns
 from service.domain.attempts import Incomplete
 from service.domain.housekeeping import Ages, Housekeeping
@@ -21,6 +22,7 @@ from service.model import BlobKey, Caller
 from service.names import split_path
 from service.storage.inspection import LocalInspector
 from tests.domain.failpoints import Failpoints, raise_refusal, raise_surprise
+from tests.domain.retries import as_request
 from tests.domain.test_strays import age, litter
 from tests.invariants import check_all
 from tests.world import World
@@ -142,6 +144,30 @@ async def test_more_that_cannot_go_than_are_looked_up_at_once(
     assert failpoints.count(PARTS[part]) == 2 and garbage not in world.blobs()
 
 
+async def test_busy_account_is_waited_for_once_in_a_round(
+        world: World, caller: Caller, upkeep: Upkeep, failpoints: Failpoints) -> None:
+    """Or its items, of which there may be thousands, would keep the others, and the sweep, for hours."""
+    async def wait_shortly(conn: Connection) -> None:
+        await conn.execute("SET LOCAL lock_timeout = '50ms'")
+
+    garbage = await two_of_each(world, caller)
+    await trash_old(world, await world.new_caller(), "/of-another")
+    async with world.observer.acquire() as busy, busy.transaction():
+        await files.lock_tree(busy, caller.user_id)
+        failpoints.reset()
+        failpoints.arm("files.lock_tree before", wait_shortly)
+        with capture_logs() as logs:
+            assert await upkeep.round()
+    assert failpoints.was_hit
+    assert (failpoints.count("files.lock_tree before"), failpoints.count("files.lock_tree_shared before")) == (2, 0)
+    assert (await in_trash(world), await old_versions(world)) == (["trash-1", "trash-2"], 2)
+    assert garbage not in world.blobs()
+    [line] = [line for line in logs if line["event"] == "housekeeping.put_off"]
+    assert (line["part"], line["user"]) == ("trash", str(caller.user_id))
+    assert await upkeep.round()
+    assert (await in_trash(world), await old_versions(world)) == ([], 0)
+
+
 @pytest.mark.parametrize("point", ["trash.list_expired_trash before", "versions.list_files_with_old before",
                                    "audit.delete_old_audit before", "requests.delete_old_requests before"])
 async def test_part_that_fails_does_not_keep_the_others(
@@ -241,11 +267,36 @@ async def test_item_that_is_named_goes_whenever_it_was_deleted(world: World, cal
 
 # --- clocks ---
 
-async def left(world: World) -> tuple[int, int, int, int]:
-    """How much there is that goes by its age: trash, versions, lines of trails, files in quarantine."""
-    return (len(await in_trash(world)), await old_versions(world),
-            await world.observer.fetchval("SELECT count(*) FROM audit WHERE at < now() - interval '90 days'"),
-            len(list((world.root / "quarantine").glob("*"))))
+OLD = {
+    "audit": "SELECT count(*) FROM audit WHERE at < now() - interval '90 days'",
+    "requests": "SELECT count(*) FROM requests WHERE created_at < now() - interval '2 days'",
+    "sessions": "SELECT count(*) FROM sessions WHERE expires_at < now() - interval '2 days'",
+    "links": "SELECT count(*) FROM links WHERE expires_at < now() - interval '31 days'",
+}
+SESSION = """
+INSERT INTO sessions (id, user_id, refresh_sha256, expires_at)
+VALUES (gen_random_uuid(), $1, sha256('token'), now() - interval '3 days')
+"""
+LINK = """
+INSERT INTO links (id, user_id, file_id, is_folder, kind, token_sha256, created_at, expires_at)
+SELECT gen_random_uuid(), $1, $2, false, 'download', sha256('token'), at - interval '9 days', at
+FROM (SELECT now() - interval '40 days' AS at) AS expiry
+"""
+
+
+async def make_all_old(world: World, caller: Caller) -> None:
+    """A line of a trail, a request with a key, a session, a link, each of which is due."""
+    await world.observer.execute("UPDATE audit SET at = at - interval '91 days'")
+    await as_request("a key", lambda: world.put(caller, "/keyed", b"keyed"), "/keyed")
+    await world.observer.execute("UPDATE requests SET created_at = created_at - interval '3 days'")
+    await world.observer.execute(SESSION, caller.user_id)
+    await world.observer.execute(LINK, caller.user_id, (await world.files.info(caller, ("keyed",))).id)
+
+
+async def left(world: World) -> tuple[int, ...]:
+    """How much there is that goes by its age: trash, versions, files in quarantine, and what is in `OLD`."""
+    return (len(await in_trash(world)), await old_versions(world), len(list((world.root / "quarantine").glob("*"))),
+            *[await world.observer.fetchval(query) for query in OLD.values()])
 
 
 @pytest.mark.parametrize("hours", [25, -25, 9000])
@@ -254,7 +305,7 @@ async def test_nothing_goes_by_its_age_while_the_clocks_disagree(
     """One of them is wrong, and it may be PostgreSQL's, by which the ages are.  All else goes on."""
     upkeep._strays._settle_seconds = 0.0
     garbage = await two_of_each(world, caller)
-    await world.observer.execute("UPDATE audit SET at = at - interval '91 days'")
+    await make_all_old(world, caller)
     key = litter(world)
     for column in ("first_seen_at", "quarantined_at"):
         assert await upkeep.look()
@@ -273,7 +324,7 @@ async def test_nothing_goes_by_its_age_while_the_clocks_disagree(
             assert len(held) == 2 and all("clocks disagree" in line["reason"] for line in held)
             await world.observer.execute("DELETE FROM checks")
     assert await upkeep.round() and await upkeep.look()
-    assert await left(world) == (0, 0, 0, 0) and metrics.HELD.labels("clocks")._value.get() == 0
+    assert not any(await left(world)) and metrics.HELD.labels("clocks")._value.get() == 0
 
 
 async def test_clocks_that_differ_by_hours_hold_nothing(

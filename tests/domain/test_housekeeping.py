@@ -208,5 +208,5 @@ async def test_sessions_are_forgotten_a_day_after_they_expired(world: World, cal
         await rows(world, "INSERT INTO sessions (id, user_id, refresh_sha256, expires_at) VALUES "
                           "(gen_random_uuid(), $1, sha256('x'), now() - make_interval(hours => $2))",
                    caller.user_id, hours)
-    await world.housekeeping.sweep()
+    await world.housekeeping.run()
     assert len(await rows(world, "SELECT FROM sessions")) == 2
