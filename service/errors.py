@@ -216,6 +216,8 @@ class Unavailable(ServiceError):
     code = "unavailable"
     nothing_committed = False
     """Whether it is certain that nothing was committed, since no COMMIT was sent."""
+    is_busy = False
+    """Whether something of the account was waited for in vain, rather than the server: all else of it would be too."""
 
 
 class OutcomeUnknown(Unavailable):

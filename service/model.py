@@ -1,6 +1,6 @@
 """What the layers pass to each other: frozen values, no behaviour beyond their own shape."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NewType
@@ -59,6 +59,13 @@ class Caller:
 
     user_id: UserId
     session_id: SessionId
+    link_id: LinkId | None = None
+    """The link by which a visitor makes it; it stands for the session then."""
+
+    @property
+    def share(self) -> Hashable:
+        """Whose part it takes of what all use: visitors of an account's links have one of their own."""
+        return self.user_id if self.link_id is None else ("links", self.user_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

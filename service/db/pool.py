@@ -4,7 +4,7 @@ import asyncio
 import functools
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,7 +147,9 @@ class Database:
             except Exception as error:  # of the driver, the system or the caller: which one, `_means_lost` finds out
                 if not _means_lost(error):
                     raise
-                raise Unavailable("The database cannot be reached; try again.", retry_after_seconds=2) from error
+                refusal = Unavailable("The database cannot be reached; try again.", retry_after_seconds=2)
+                refusal.is_busy = isinstance(error, asyncpg.LockNotAvailableError)
+                raise refusal from error
             finally:
                 await self._release(connection)
 
@@ -176,10 +178,11 @@ class Database:
         except (*_LOST, *_SYSTEM):
             pass  # what was done on it is done; the pool has closed it and makes another one
 
-    async def in_transaction(self, work: Callable[[Connection], Awaitable[T]], *, account: UserId | None = None) -> T:
+    async def in_transaction(self, work: Callable[[Connection], Awaitable[T]], *, share: Hashable = None) -> T:
         """Do the work in one transaction, which commits when it returns; again if PostgreSQL chose it as a victim.
 
-        Of one `account` so many do this at once that they have a third of all connections; more wait without one.
+        Of one `share` (`Caller.share`) so many do this at once that they have a third of all connections; more wait
+        without one.
 
         An error of COMMIT is looked into: what was committed is a success, what was not is done again if that was known
         at once.  Raises OutcomeUnknown if nobody can tell; a caller must not undo then what a committed transaction
@@ -193,14 +196,21 @@ class Database:
         before = _CHANGED.set(changed)
         try:
             async with AsyncExitStack() as held:
-                if account is not None:
-                    async with self._waiting("Too many requests of this account at once; try again."):
-                        await held.enter_async_context(self._shares.place(account))
+                if share is not None:
+                    await self._wait_for_share(held, share)
                 return await self._try_transaction(work)
         finally:
             _CHANGED.reset(before)
             if changed:
                 await self._tell(changed)
+
+    async def _wait_for_share(self, held: AsyncExitStack, share: Hashable) -> None:
+        try:
+            async with self._waiting("Too many requests of this account at once; try again."):
+                await held.enter_async_context(self._shares.place(share))
+        except Unavailable as error:
+            error.nothing_committed = error.is_busy = True
+            raise
 
     async def _try_transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         sent: outcomes.Commit | None = None  # of whichever try
@@ -213,7 +223,9 @@ class Database:
                 return result
             except _RETRIED as error:
                 if not tries_left:
-                    raise Unavailable("Too many changes at once; try again.", retry_after_seconds=1) from error
+                    refusal = Unavailable("Too many changes at once; try again.", retry_after_seconds=1)
+                    refusal.nothing_committed = sent is None
+                    raise refusal from error
             except Unavailable as error:
                 if commit is None:
                     error.nothing_committed = sent is None
@@ -244,14 +256,14 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def lane(self, account: UserId) -> AsyncIterator[None]:
-        """Around what keeps a connection for long: half of all are left to those who do not, half of that to others.
+    async def lane(self, share: Hashable) -> AsyncIterator[None]:
+        """Around what keeps a connection for long: half of all are left to those who do not, half of it to others.
 
         Raises Unavailable if there is no place within a few seconds.
         """
         async with AsyncExitStack() as held:
             async with self._waiting("Too many long requests at once; try again."):
-                await held.enter_async_context(self._lane_shares.place(account))
+                await held.enter_async_context(self._lane_shares.place(share))
                 await held.enter_async_context(self._lane)
             yield
 

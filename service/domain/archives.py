@@ -21,7 +21,7 @@ from service.domain import zip64
 from service.domain.places import Place, get
 from service.domain.throttle import Slots
 from service.errors import ContentUnavailable, NotAFolder
-from service.model import BlobKey, Caller, File, FileId, Folder, LinkId, UserId
+from service.model import BlobKey, Caller, File, FileId, Folder
 from service.storage.base import BlobStore, explain
 
 PIECE_BYTES = 2**19
@@ -56,11 +56,11 @@ class Archives:
         self._store = store
         self._slots = Slots()
 
-    def under_way(self, caller: Caller, link_id: LinkId | None = None) -> AbstractContextManager[None]:
+    def under_way(self, caller: Caller) -> AbstractContextManager[None]:
         """Around an archive, from before its plan until it is sent; raise TooManyRequests."""
-        if link_id is None:
-            return self._slots.take([(caller.user_id, OF_ACCOUNT)])
-        return self._slots.take([(link_id, OF_LINK), (("links", caller.user_id), OF_LINKS)])
+        if caller.link_id is None:
+            return self._slots.take([(caller.share, OF_ACCOUNT)])
+        return self._slots.take([(caller.link_id, OF_LINK), (caller.share, OF_LINKS)])
 
     async def plan(self, caller: Caller, place: Place) -> Plan:
         """Lay out the archive of a folder; raise NotFound, NotAFolder.  The plan has to be closed."""
@@ -68,12 +68,12 @@ class Archives:
             folder = await get(conn, caller.user_id, place)
         if isinstance(folder, File):
             raise NotAFolder("Only a folder has an archive; download the file.", field="path")
-        return await self.plan_folder(caller.user_id, folder)
+        return await self.plan_folder(caller, folder)
 
-    async def plan_folder(self, user_id: UserId, folder: Folder) -> Plan:
+    async def plan_folder(self, caller: Caller, folder: Folder) -> Plan:
         """Lay out the archive of a folder that somebody may read; raise StorageFull, DiskFailed."""
         scratch = await self._store.run(self._store.scratch)
-        planner = _Planner(folder, "files" if folder.id == user_id else folder.name, scratch)
+        planner = _Planner(folder, "files" if folder.id == caller.user_id else folder.name, scratch)
 
         async def work(conn: Connection) -> None:
             planner.begin()
@@ -81,7 +81,7 @@ class Archives:
                 await self._store.run(planner.add, [await self._summed(conn, row) for row in rows])
 
         try:
-            async with self._database.lane(user_id):
+            async with self._database.lane(caller.share):
                 await self._database.in_transaction(work)
             return await self._store.run(planner.finish)
         except BaseException as error:  # also when the client leaves: the scratch file is nobody else's to close

@@ -56,7 +56,7 @@ class Batch:
                     raise
             return results
 
-        return await once(self._database, caller.user_id, work)
+        return await once(self._database, caller, work)
 
 
 async def _apply(conn: Connection, user_id: UserId, operation: Operation, allowance: Allowance) -> File | Folder | None:

@@ -22,8 +22,8 @@ from service.domain.group_commit import GroupCommit
 from service.domain.places import Place, Target, free_name, get, make_folders, resolve_target, size_at
 from service.domain.writability import Writability
 from service.errors import (
-    InvalidPath, IsAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull, TooLarge,
-    Unavailable,
+    DiskFailed, InvalidPath, IsAFolder, NotFound, PreconditionFailed, QuotaExceeded, ServiceError, StorageFull,
+    TooLarge, Unavailable,
 )
 from service.model import (
     BlobKey, Caller, Conditions, Delivery, File, FileId, Folder, Staged, UserId, Version, VersionId, new_uuid,
@@ -103,7 +103,8 @@ class Content:
 
     def _check_disk(self, size_bytes: int | None) -> None:
         self.writability.check()
-        room = self._store.room()
+        with self.writability.watched():
+            room = self._store.room()
         if room.is_read_only:
             self.writability.found_read_only()
         spare = room.free_bytes - self._limits.min_free_bytes
@@ -115,8 +116,11 @@ class Content:
             raise StorageFull("The disk has no room for another file; nothing was stored.")
 
     def may_put_aside(self, size_bytes: int) -> bool:
-        """Whether the disk has room for what is no upload, and keeps what is to stay free."""
-        return self._store.room().free_bytes - size_bytes >= self._limits.min_free_bytes
+        """Whether the disk has room for what is no upload, and keeps what is to stay free; not if it does not say."""
+        try:
+            return self._store.room().free_bytes - size_bytes >= self._limits.min_free_bytes
+        except DiskFailed:
+            return False
 
     def check_size(self, size_bytes: int) -> None:
         """Raise TooLarge for more than one file may have."""
@@ -179,16 +183,16 @@ class Content:
             self.release(staged.key)
             raise
         # from here on a client that goes away changes nothing: the transaction runs to its end
-        task = asyncio.create_task(self._commit(caller.user_id, target, staged, content_type, conditions, also))
+        task = asyncio.create_task(self._commit(caller, target, staged, content_type, conditions, also))
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return await asyncio.shield(task)
 
-    async def _commit(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
+    async def _commit(self, caller: Caller, target: Target, staged: Staged, content_type: str | None,
                       conditions: Conditions, also: Also | None) -> Stored:
         """Write the rows.  Bytes that no row names, nor ever will, are removed."""
         try:
-            stored = await self._write_rows(user_id, target, staged, content_type, conditions, also)
+            stored = await self._write_rows(caller, target, staged, content_type, conditions, also)
         except ServiceError as error:
             # if COMMIT was sent, a row may name the bytes after all: whatever was heard of it since then, they stay
             if not isinstance(error, Unavailable) or error.nothing_committed:
@@ -198,22 +202,22 @@ class Content:
             await self._discard(staged.key)
         return stored
 
-    async def _write_rows(self, user_id: UserId, target: Target, staged: Staged, content_type: str | None,
+    async def _write_rows(self, caller: Caller, target: Target, staged: Staged, content_type: str | None,
                           conditions: Conditions, also: Also | None) -> Stored:
         if also is None and conditions == Conditions() and not requests.is_keyed():
-            upload = _for_group(user_id, target, staged, content_type)
+            upload = _for_group(caller.user_id, target, staged, content_type)
             if upload is not None and (file := await self._groups.store(upload)) is not None:
                 return Stored(file=file, is_new=file.version == 1)
 
         async def work(conn: Connection) -> Stored:
-            stored = await _write(conn, user_id, target, staged, content_type, conditions,
+            stored = await _write(conn, caller.user_id, target, staged, content_type, conditions,
                                   keep=self._limits.versions_keep)
             if also is not None:
                 await also(conn)
             return stored
 
         requests.describe(target.place, target.in_folder, target.own_name, staged.sha256, content_type)
-        return await requests.once(self._database, user_id, work)
+        return await requests.once(self._database, caller, work)
 
     async def _discard(self, key: BlobKey) -> None:
         """Remove bytes that no row names, nor ever will."""

@@ -28,7 +28,7 @@ class Files:
         found = await self.info(caller, place)
         if isinstance(found, File):
             return found
-        async with self._database.lane(caller.user_id), self._database.snapshot() as conn:
+        async with self._database.lane(caller.share), self._database.snapshot() as conn:
             found = await get(conn, caller.user_id, place)
             if isinstance(found, Folder):
                 return replace(found, contents=await folders.get_contents(conn, found.id))
@@ -53,7 +53,7 @@ class Files:
             await lock(conn, caller.user_id)
             await delete(conn, caller.user_id, place, conditions, permanent=permanent, has_tree=has_tree)
 
-        await once(self._database, caller.user_id, work)
+        await once(self._database, caller, work)
 
 
 async def delete(conn: Connection, user_id: UserId, place: Place, conditions: Conditions, *, permanent: bool,

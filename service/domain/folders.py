@@ -37,4 +37,4 @@ class Folders:
                 await record(conn, caller.user_id, "folder_create", file_id=found.id, path=found.path)
             return found, is_new
 
-        return await once(self._database, caller.user_id, work)
+        return await once(self._database, caller, work)

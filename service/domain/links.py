@@ -70,7 +70,7 @@ class Opened:
     @property
     def owner(self) -> Caller:
         """For whom the link acts; the link stands for the session."""
-        return Caller(user_id=self.link.user_id, session_id=SessionId(self.link.id))
+        return Caller(user_id=self.link.user_id, session_id=SessionId(self.link.id), link_id=self.link.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class Links:
             return link
 
         # nobody keeps the token: it is made again for a request that is sent again, whose link has another id
-        link = await once(self._database, caller.user_id, work)
+        link = await once(self._database, caller, work)
         return link, link_token(self._proofs.seed(link.id.bytes))[0]
 
     async def _hash(self, caller: Caller, place: Place, kind: LinkKind, password: str) -> str | None:
@@ -150,7 +150,7 @@ class Links:
 
     async def list(self, caller: Caller, place: Place | None) -> list[Link]:
         """All links of the caller, the oldest first; with a place only those to the file or folder there."""
-        async with self._database.lane(caller.user_id):
+        async with self._database.lane(caller.share):
             return await self.page(caller, place, after=None, limit=None)
 
     async def revoke(self, caller: Caller, link_id: LinkId) -> None:
@@ -160,7 +160,7 @@ class Links:
                 raise NotFound()
             await record(conn, caller.user_id, "link_revoke", link=str(link_id))
 
-        await once(self._database, caller.user_id, work)
+        await once(self._database, caller, work)
 
     # --- for visitors ---
 

@@ -64,7 +64,7 @@ class Listing:
 
         Raises NotFound and NotAFolder before anything is written.
         """
-        async with self._database.lane(caller.user_id), self._database.snapshot() as conn:
+        async with self._database.lane(caller.share), self._database.snapshot() as conn:
             scope = await _scope(conn, caller.user_id, selection)
             for kind in selection.kinds:
                 await listing.copy_list(conn, kind, scope, selection.order, functools.partial(write, kind))

@@ -85,7 +85,7 @@ class Moves:
                 raise Conflict()  # a folder took the place of the file
             return found
 
-        return await once(self._database, caller.user_id, work)
+        return await once(self._database, caller, work)
 
 
 async def move(conn: Connection, user_id: UserId, change: Change) -> File | Folder:

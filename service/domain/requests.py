@@ -83,7 +83,7 @@ def is_replay() -> bool:
     return request is not None and request.is_replay
 
 
-async def once(database: Database, user_id: UserId, work: Callable[[Connection], Awaitable[T]]) -> T:
+async def once(database: Database, caller: Caller, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Do the work in one transaction; for a key with which that was done before, only its result.
 
     The work of a request with a key returns what `dump` takes.  Raises IdempotencyKeyReused if something else was asked
@@ -91,13 +91,14 @@ async def once(database: Database, user_id: UserId, work: Callable[[Connection],
     """
     request = _REQUEST.get()
     if request is None:
-        return await database.in_transaction(work, account=user_id)
+        return await database.in_transaction(work, share=caller.share)
     if request.is_used:
         raise RuntimeError("a request with a key makes one change")
     request.is_used = True
     fingerprint = request.digest.digest()
 
     async def keyed(conn: Connection) -> T:
+        user_id = caller.user_id
         request.is_replay = not await requests.insert_request(conn, user_id, request.key, fingerprint=fingerprint)
         result: T
         if request.is_replay:
@@ -107,7 +108,7 @@ async def once(database: Database, user_id: UserId, work: Callable[[Connection],
         await requests.update_result(conn, user_id, request.key, result=dump(result))
         return result
 
-    return await database.in_transaction(keyed, account=user_id)
+    return await database.in_transaction(keyed, share=caller.share)
 
 
 async def _replay(conn: Connection, user_id: UserId, key: str, fingerprint: bytes) -> Any:

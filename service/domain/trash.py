@@ -56,7 +56,7 @@ class Trash:
                                      trash_bytes=-held.files_bytes - held.versions_bytes)
             return found
 
-        return await once(self._database, caller.user_id, work)
+        return await once(self._database, caller, work)
 
     async def purge(self, caller: Caller, item_id: FileId) -> None:
         """Delete an item of the trash for good; raise NotFound."""
@@ -64,7 +64,7 @@ class Trash:
             if not await _purge(conn, caller.user_id, item_id):
                 raise NotFound()
 
-        await once(self._database, caller.user_id, work)
+        await once(self._database, caller, work)
 
     async def empty(self, caller: Caller) -> None:
         """Delete everything in the trash for good, item by item; what comes into it meanwhile stays."""
@@ -77,7 +77,7 @@ class Trash:
             for item in items:
                 await self._purge(caller.user_id, item.id, item.deleted_at)
             after = (items[-1].deleted_at, items[-1].id)
-        await once(self._database, caller.user_id, end)
+        await once(self._database, caller, end)
 
     async def purge_expired(self, *, age_seconds: float, attempts: Attempts) -> int:
         """Delete what has been in anybody's trash for too long; how many items.  What cannot go is passed over."""
@@ -87,8 +87,8 @@ class Trash:
             async with self._database.connection() as conn:
                 expired = await trash.list_expired_trash(conn, age_seconds=age_seconds, skip=stuck, limit=BATCH)
             for user_id, item_id, deleted_at in expired:
-                is_gone = await attempts.make(functools.partial(self._purge, user_id, item_id, deleted_at),
-                                              part="trash", user=str(user_id), item=str(item_id))
+                is_gone = await attempts.make_for(user_id, functools.partial(self._purge, user_id, item_id, deleted_at),
+                                                  part="trash", item=str(item_id))
                 if is_gone is None:
                     stuck.append(item_id)
                 purged += bool(is_gone)
@@ -97,7 +97,7 @@ class Trash:
 
     async def _purge(self, user_id: UserId, item_id: FileId, deleted_at: datetime) -> bool:
         return await self._database.in_transaction(lambda conn: _purge(conn, user_id, item_id, deleted_at),
-                                                   account=user_id)
+                                                   share=user_id)
 
 
 async def _purge(conn: Connection, user_id: UserId, item_id: FileId, deleted_at: datetime | None = None) -> bool:

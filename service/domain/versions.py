@@ -52,7 +52,7 @@ class Versions:
             assert isinstance(found, File)
             return found
 
-        return await once(self._database, caller.user_id, work)
+        return await once(self._database, caller, work)
 
     async def forget(self, caller: Caller, place: Place, number: int | None) -> None:
         """Forget one former version of a file, or all of them; raise NotFound, IsAFolder, Conflict for the current."""
@@ -73,7 +73,7 @@ class Versions:
                          size=pruned.size_bytes)
             await users.update_usage(conn, caller.user_id, versions_bytes=-pruned.size_bytes)
 
-        await once(self._database, caller.user_id, work)
+        await once(self._database, caller, work)
 
     async def forget_old(self, *, age_seconds: float, attempts: Attempts) -> int:
         """Forget everybody's versions that were replaced longer ago than that; of how many files.
@@ -86,8 +86,8 @@ class Versions:
             async with self._database.connection() as conn:
                 found = await versions.list_files_with_old(conn, age_seconds=age_seconds, skip=stuck, limit=BATCH)
             for user_id, file_id in found:
-                if await attempts.make(functools.partial(self._forget_old, user_id, file_id, age_seconds),
-                                       part="versions", user=str(user_id), item=str(file_id)):
+                if await attempts.make_for(user_id, functools.partial(self._forget_old, user_id, file_id, age_seconds),
+                                           part="versions", item=str(file_id)):
                     done += 1
                 else:
                     stuck.append(file_id)

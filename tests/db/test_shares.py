@@ -67,21 +67,21 @@ async def test_one_account_has_its_share_of_transactions_and_of_long_requests(
                 begun.release()
                 await go.wait()
 
-        changes = [asyncio.ensure_future(database.in_transaction(wait, account=account)) for _ in range(2)]
+        changes = [asyncio.ensure_future(database.in_transaction(wait, share=account)) for _ in range(2)]
         long = [asyncio.ensure_future(take_long(each)) for each in (account, other)]
         for _ in [*changes, *long]:
             await begun.acquire()
-        for one_more, why in ((database.in_transaction(wait, account=account), "of this account"),
+        for one_more, why in ((database.in_transaction(wait, share=account), "of this account"),
                               (take_long(account), "long requests")):
             with pytest.raises(Unavailable, match=why) as caught:
                 await one_more
             assert caught.value.retry_after_seconds
-        waiting = [asyncio.ensure_future(database.in_transaction(wait, account=other)),
+        waiting = [asyncio.ensure_future(database.in_transaction(wait, share=other)),
                    asyncio.ensure_future(database.in_transaction(wait))]
         for _ in waiting:
             await begun.acquire()
         assert database.usage()[1] == len(changes) + len(waiting)
-        late = asyncio.ensure_future(database.in_transaction(wait, account=account))
+        late = asyncio.ensure_future(database.in_transaction(wait, share=account))
         go.set()
         await asyncio.gather(*changes, *long, *waiting, late)
         assert not database._shares._shares and not database._lane_shares._shares  # nobody is remembered for ever

@@ -49,7 +49,7 @@ class CommittingFirst(Content):
                     conditions: Conditions = Conditions(), **more: Any) -> Stored:
         """Commit, then place."""
         try:
-            stored = await self._commit(caller.user_id, target, staged, content_type, conditions, None)
+            stored = await self._commit(caller, target, staged, content_type, conditions, None)
             await self._store.place(staged)
         except BaseException:
             self._store.discard(staged.key)
@@ -197,7 +197,7 @@ class AnsweringEarly(Content):
         except BaseException:
             self._store.discard(staged.key)
             raise
-        task = asyncio.create_task(self._commit(caller.user_id, target, staged, content_type, conditions, None))
+        task = asyncio.create_task(self._commit(caller, target, staged, content_type, conditions, None))
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         task.add_done_callback(lambda done: done.exception())  # nobody asks for it any more

@@ -221,8 +221,8 @@ async def _send_file(request: web.Request, opened: Opened) -> web.StreamResponse
 async def _send_folder(request: web.Request, opened: Opened, folder: Folder) -> web.StreamResponse:
     """The folder as an archive; each GET that sends a part of it counts once."""
     archives = request.app[DOMAIN].archives
-    with archives.under_way(opened.owner, opened.link.id):
-        plan = await archives.plan_folder(opened.link.user_id, folder)
+    with archives.under_way(opened.owner):
+        plan = await archives.plan_folder(opened.owner, folder)
         with contextlib.closing(plan):
             tags = [tag.removeprefix("W/") for tag in delivery.entity_tags(request, "If-None-Match")]
             if request.method == "GET" and "*" not in tags and plan.etag not in tags:
