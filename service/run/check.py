@@ -34,6 +34,8 @@ ADVICE = {
     "quarantine": "--repair puts it back",
     "usage": "--repair counts it anew",
     "unmarked": "--repair puts it right",
+    "tree": "look at PostgreSQL's log and disk, and restore the last backup that was well",
+    "version": "look at PostgreSQL's log and disk, and restore the last backup that was well",
 }
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import aiohttp
@@ -201,6 +202,29 @@ async def test_routes_are_templates_and_nothing_of_a_client_is_in_a_label(
     for secret in ("secret", api.username, api.token[:30], "BREW"):
         assert secret not in found.text
     assert found.sum("file_storage_requests_total", route="/auth/session/{id}", status="404") >= 1
+
+
+async def test_upload_that_is_refused_before_its_first_byte_is_counted_as_an_upload(
+        session: aiohttp.ClientSession, either: Stack) -> None:
+    api = await new_account(session, either)
+    link = await api.call("POST", "/file/link", json={"path": "/", "kind": "upload"}, expect=201)
+    visited = "/s/" + link.json["url"].rsplit("/", 1)[1]
+    large = bytes(100_000)
+
+    async def counted() -> list[float]:
+        found = await scrape(session, either)
+        return [found.sum("file_storage_requests_total", route="/file", method="PUT", status="422"),
+                found.sum("file_storage_requests_total", route="/file", method="PUT", status="401"),
+                found.sum("file_storage_requests_total", route="/s/{token}", method="POST", status="404"),
+                found.sum("file_storage_requests_total", route="/_preflight", status="403")]
+
+    before = await counted()
+    await api.put("/../a", large, expect=422)
+    async with session.put(f"{either.url}/file?path=/a", data=BytesIO(large)) as response:
+        assert response.status == 401
+    await api.call("DELETE", f"/file/link/{link.json['id']}", expect=204)
+    await api.call("POST", visited, data=large, headers={"Content-Type": "application/octet-stream"}, expect=404)
+    assert [now - then for now, then in zip(await counted(), before, strict=True)] == [1, 1, 1, 0]
 
 
 async def test_cache_pool_and_queues_are_there(session: aiohttp.ClientSession, either: Stack) -> None:

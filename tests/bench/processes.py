@@ -136,4 +136,9 @@ def describe(folder: Path) -> Machine:
     model = re.search(r"^model name\s*: (.*)$", information, re.MULTILINE)
     memory = _kib(Path("/proc/meminfo").read_text(encoding="ascii"), "MemTotal") * 1024
     return Machine(model[1] if model else platform.machine(), os.cpu_count() or 1, round(memory / 2**30),
-                   platform.release(), _file_system(folder.resolve()), platform.python_version())
+                   _kernel(), _file_system(folder.resolve()), platform.python_version())
+
+
+def _kernel() -> str:
+    """Its version: what comes after that is of whoever built it."""
+    return ".".join(platform.release().split(".")[:2])

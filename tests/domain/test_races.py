@@ -221,7 +221,7 @@ async def test_uploads_against_a_sweeper_without_grace_lose_nothing(world: World
 
 
 async def test_new_reference_and_sweep_never_both_succeed(world: World, caller: Caller) -> None:
-    """The race of the reliability notes (finding 7), many times; the scenarios have it once, step by step."""
+    """A reference and the sweep, many times; the scenarios have it once, step by step."""
     for turn in range(30):
         old = (await world.put(caller, f"/{turn}", b"old")).file
         new = (await world.put(caller, f"/{turn}", b"new")).file

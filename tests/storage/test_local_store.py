@@ -180,7 +180,7 @@ def test_symlink_swapped_in_between_look_and_link_is_refused(
 
 
 async def test_late_adoption_mix_up_gives_nobody_the_bytes_of_another(store: LocalStore, spool: Spool) -> None:
-    """Finding 5 of the reliability notes: Alice goes away, nginx restarts, Bob's body gets the name that hers had."""
+    """Alice goes away, nginx restarts, Bob's body gets the name that hers had."""
     alice = spool.take(b"bytes of Alice")
     in_time = store.claim(str(alice), 14)
     alice.unlink()

@@ -54,9 +54,10 @@ def _check_method(request: web.Request, method: str) -> None:
 
 
 def _note(trace: Trace, error: ServiceError, method: str, address: str) -> None:
-    """Nobody else will see the request that is refused here, so its log line is this one's."""
-    name = "upload_through_link" if address.startswith("/s/") else _ACTIONS.get(method, "unknown")
-    trace.instead = Action(name=name, method=method, status=status_of(error))
+    """Nobody else will see the request that is refused here, so its log line and its count are this one's."""
+    name, route = ("upload_through_link", "/s/{token}") if address.startswith("/s/") else (
+        _ACTIONS.get(method, "unknown"), "/file")
+    trace.instead = Action(name=name, method=method, status=status_of(error), route=route)
     trace.fields["code"] = error.code
     if error.field:
         trace.fields["field"] = error.field
