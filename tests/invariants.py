@@ -132,10 +132,11 @@ def versions_belong_together(now: Snapshot) -> None:
     assert not of_file
 
 
-def garbage_is_bounded(now: Snapshot, root: Path, strays: int) -> None:
+def garbage_is_bounded(now: Snapshot, root: Path, *, strays: int, set_aside: int) -> None:
     """I5: after a sweep every row is referred to, every file on the disk has its row, nothing is on its way.
 
     `strays` is how many files without a row a test has caused: bytes of uploads whose end nobody could know.
+    `set_aside` is how many files a test has had moved to quarantine, where none comes by a request.
     """
     referred = {version["blob_id"] for version in now.versions}
     assert set(now.blobs) == referred, f"{len(set(now.blobs) - referred)} blobs are referred to by nothing"
@@ -144,6 +145,8 @@ def garbage_is_bounded(now: Snapshot, root: Path, strays: int) -> None:
     for folder in ("staging", "spool"):
         left = [file for file in (root / folder).rglob("*") if not file.is_dir() and file.name != "nginx.pid"]
         assert left == [], f"{len(left)} files were left in {folder}"
+    aside = [file for file in (root / "quarantine").rglob("*") if not file.is_dir()]
+    assert len(aside) == set_aside, f"{len(aside)} files are in quarantine"
 
 
 async def sweep(dsn: str, root: Path) -> int:
@@ -156,7 +159,7 @@ async def sweep(dsn: str, root: Path) -> int:
         store.close()
 
 
-async def check_all(dsn: str, root: Path, *, strays: int = 0) -> None:
+async def check_all(dsn: str, root: Path, *, strays: int = 0, set_aside: int = 0) -> None:
     """All of them, before a sweep and after it; nothing may be under way."""
     for is_swept in (False, True):
         if is_swept:
@@ -167,4 +170,4 @@ async def check_all(dsn: str, root: Path, *, strays: int = 0) -> None:
         no_dangling_reference(now)
         nothing_removed_before_its_fence(now)
         usage_is_the_sum(now)
-    garbage_is_bounded(now, root, strays)
+    garbage_is_bounded(now, root, strays=strays, set_aside=set_aside)

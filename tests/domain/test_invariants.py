@@ -57,7 +57,7 @@ def some_blob(world: World) -> Path:
 
 @pytest.mark.parametrize(("damage", "found"), [
     ("flip", "other bytes"), ("cut", "another size"), ("grow", "another size"), ("remove", "are gone"),
-    ("stray", "have no row"), ("staged", "left in staging"), ("spooled", "left in spool")])
+    ("stray", "have no row"), ("staged", "left in staging"), ("spooled", "left in spool"), ("aside", "in quarantine")])
 async def test_damage_to_the_disk_is_found(healthy: World, damage: str, found: str) -> None:
     file = some_blob(healthy)
     data = file.read_bytes()
@@ -77,6 +77,9 @@ async def test_damage_to_the_disk_is_found(healthy: World, damage: str, found: s
         case "spooled":
             (healthy.root / "spool" / "start").mkdir()
             (healthy.root / "spool" / "start" / "x").write_bytes(b"")
+        case "aside":
+            (healthy.root / "quarantine").mkdir(exist_ok=True)
+            (healthy.root / "quarantine" / file.name).write_bytes(data)
     with pytest.raises(AssertionError, match=found):
         await check_all(healthy.dsn, healthy.root)
 

@@ -90,8 +90,10 @@ class Account:
             try:
                 reply = await self.api.call("PUT", f"/file?path={quote(path)}", data=body, headers=headers)
             except NO_ANSWER as error:
+                self.ledger.tries_in_doubt += not isinstance(error, aiohttp.ClientConnectorError)
                 self.ledger.note([path], repr(error))
             else:
+                self.ledger.tries_in_doubt += reply.status >= 500 and reply.status not in REFUSALS
                 self.ledger.note([path], f"{reply.status} {reply.headers.get('X-Request-Id')}")
                 self._check(reply, f"PUT {path} with a key")
                 if reply.status < 300:

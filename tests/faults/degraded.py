@@ -76,5 +76,5 @@ async def goes_on(api: Api) -> None:
 
 
 async def is_sound(stack: Stack, line: Line) -> None:
-    """All invariants hold; an upload whose outcome was not known may have left its bytes."""
-    await check_invariants(stack.settings["DATABASE_URL"], stack.root, max_strays=line.injected)
+    """All invariants hold; an upload whose outcome was not known may have left its bytes, a refused one has not."""
+    await check_invariants(stack.settings["DATABASE_URL"], stack.root, max_strays=line.in_doubt)

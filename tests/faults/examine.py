@@ -9,7 +9,7 @@ from uuid import UUID
 
 from tests.client import Api, Reply
 from tests.faults.clients import NO_ANSWER, PAUSE_SECONDS, Account
-from tests.faults.recorder import Damage
+from tests.faults.recorder import Damage, Line
 from tests.invariants import Snapshot, check_all, take_snapshot
 
 TOGETHER = 8
@@ -84,6 +84,18 @@ def leftovers(root: Path) -> tuple[int, int]:
     staged = sum(1 for path in (root / "staging").iterdir() if path.is_file())
     spooled = sum(1 for path in (root / "spool").glob("*/body/*/*/*") if path.is_file())
     return staged, spooled
+
+
+async def everything_holds(line: Line, accounts: Sequence[Account], dsn: str, root: Path, *,
+                           max_strays: int = 0) -> int:
+    """All that is owed after a fault: the books, whose damage goes to the line, then everything that always holds.
+
+    AssertionError if something is not as it was promised; how many files without a row there are.
+    """
+    damage, words = await examine(accounts, dsn, root)
+    line.add(damage)
+    assert not damage, words
+    return await check_invariants(dsn, root, max_strays=max_strays)
 
 
 async def check_invariants(dsn: str, root: Path, *, max_strays: int) -> int:

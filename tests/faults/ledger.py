@@ -30,6 +30,7 @@ class Ledger:
     def __init__(self) -> None:
         self.known: dict[str, str | None] = {}
         self.acknowledged = 0
+        self.tries_in_doubt = 0  # of changes that were then sent again; each may have left its bytes
         self.refused: list[str] = []
         self.on_acknowledged: Callable[[], None] = lambda: None
         self.touched: Counter[str] = Counter()  # how often a change of a path has begun or ended

@@ -17,6 +17,7 @@ from tests.faults.recorder import Line
 from tests.faults.sites import FaultyStack
 
 ACCOUNTS, WRITERS, READERS = 2, 2, 1
+AT_ONCE = ACCOUNTS * WRITERS + 1  # changes that may be under way, the probe's among them
 CALM_CHANGES = 12  # so many are acknowledged between two faults
 PATIENCE_SECONDS = 90.0
 PROBE_SECONDS = 0.05
@@ -42,8 +43,8 @@ class Load:
 
     @property
     def in_doubt(self) -> int:
-        """Changes that had no clear answer."""
-        return sum(account.ledger.in_doubt for account in (*self.accounts, self.probe))
+        """Changes that had no clear answer, and tries of those that were sent again."""
+        return sum(account.ledger.in_doubt + account.ledger.tries_in_doubt for account in (*self.accounts, self.probe))
 
     @property
     def unanswered(self) -> int:

@@ -44,6 +44,7 @@ class Client:
             self._put, self._put, self._put, self._get, self._get, self._head, self._delete, self._move, self._list]
         self.history: list[Operation] = []
         self.wrong: list[str] = []
+        self.unavailable = 0  # reads that were told that the bytes cannot be read
         self.turns = 0
 
     async def run(self, turns: int) -> None:
@@ -77,7 +78,9 @@ class Client:
             raise
         except NO_ANSWER:
             return 0, b""
-        if reply.status in IN_DOUBT or b"content_unavailable" in reply.body:
+        if is_unavailable := b"content_unavailable" in reply.body:
+            self.unavailable += 1
+        if reply.status in IN_DOUBT or is_unavailable:
             return 0, reply.body
         if reply.status not in allowed:
             self.wrong.append(f"{method} {address}: {reply.status} {reply.body[:200]!r}")
@@ -112,6 +115,7 @@ class Client:
         except NO_ANSWER:
             return None
         # 500: the blob went while nginx was about to open it; no body says so, and other mistakes are in the log
+        self.unavailable += status == 500
         if status not in (200, 404, 500, *IN_DOUBT):
             self.wrong.append(f"HEAD {PATHS[index]}: {status}")
         if status not in (200, 404):
@@ -175,3 +179,8 @@ class Storm:
     def wrong(self) -> list[str]:
         """What was answered that may not be."""
         return [words for client in self.clients for words in client.wrong]
+
+    @property
+    def unavailable(self) -> int:
+        """How many reads found a file and not its bytes: only beside a sweep without grace may there be any."""
+        return sum(client.unavailable for client in self.clients)

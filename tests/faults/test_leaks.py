@@ -12,8 +12,8 @@ import pytest
 from service.run import processes
 from tests.client import until
 from tests.faults.clients import Account
-from tests.faults.examine import leftovers
-from tests.faults.ledger import body_of
+from tests.faults.examine import everything_holds, leftovers
+from tests.faults.ledger import body_of, digest_of
 from tests.faults.load import under_load
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
@@ -78,6 +78,7 @@ async def test_nothing_is_left_after_load(
     await account.put("/large", body)
     async with under_load(stack, session, line) as load:
         for number in range(CALLS_OFF):
+            account.ledger.begin({f"/off-{number}": digest_of(body)})  # whoever hangs up is not told what became of it
             for method, address in (("PUT", f"/file?path=/off-{number}"), ("GET", "/file/archive?path=/"),
                                     ("GET", "/file/download?path=/large")):
                 task = asyncio.create_task(account.api.call(method, address, data=body if method == "PUT" else None))
@@ -88,6 +89,9 @@ async def test_nothing_is_left_after_load(
             while load.acknowledged < CHANGES:
                 await asyncio.sleep(0.05)
     await nothing_is_left(stack)
+    line.acknowledged += account.ledger.acknowledged
+    line.in_doubt += account.ledger.in_doubt
+    await everything_holds(line, [account], stack.dsn, stack.root)
     line.note = "no open file, no transaction, nothing staged or spooled"
 
 

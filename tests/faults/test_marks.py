@@ -18,6 +18,7 @@ from service.run import folders
 from tests.client import Api, Reply, new_account, until
 from tests.faults.changes import stack_with_steps
 from tests.faults.clients import NO_ANSWER
+from tests.faults.examine import check_invariants
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
 from tests.faults.steps import RENEWAL, Steps
@@ -113,6 +114,12 @@ async def log_out(watched: Watched, moment: str) -> int:
 CHANGES = {"overwritten": overwrite, "logged out": log_out}
 
 
+async def is_sound(stack: FaultyStack) -> None:
+    """All invariants hold; a worker that is killed after its COMMIT leaves no bytes without a row."""
+    await until(stack.all_workers_listen, seconds=PATIENCE_SECONDS)
+    await check_invariants(stack.dsn, stack.root, max_strays=0)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 async def test_decision_that_was_remembered_dies_in_time_when_its_mark_stays(
         tmp_path: Path, session: aiohttp.ClientSession, recorder: Recorder, rounds: int, change: str) -> None:
@@ -128,6 +135,7 @@ async def test_decision_that_was_remembered_dies_in_time_when_its_mark_stays(
                 if found:
                     break
             assert found, "nothing was remembered"
+        await is_sound(stack)
     line.note = f"nobody found what was before after {PROMISED_SECONDS:.0f} s"
 
 
@@ -138,6 +146,7 @@ async def test_nothing_outdated_is_found_once_the_mark_is_renewed(
     with stack_with_steps(tmp_path) as stack:
         assert await CHANGES[change](Watched(stack, await new_account(session, stack)), "after") == 0
         line.injected += 1
+        await is_sound(stack)
 
 
 # --- what these tests are there to find ---

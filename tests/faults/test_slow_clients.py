@@ -16,7 +16,7 @@ import pytest
 
 from tests.client import is_tidy, until
 from tests.faults.clients import Account
-from tests.faults.examine import examine
+from tests.faults.examine import everything_holds
 from tests.faults.ledger import body_of
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
@@ -138,9 +138,7 @@ async def test_two_hundred_slow_clients_stop_nobody_and_leave_nothing(
         for when, seconds in (("alone", alone), ("beside", beside)))
     await until(lambda: is_tidy(stack), seconds=60)
     assert {file["path"] for file in await slow.api.list()} == {"/large"}, "a part of a body was stored"
-    damage, words = await examine([slow, other], stack.dsn, stack.root)
-    line.add(damage)
-    assert not damage, words
+    await everything_holds(line, [slow, other], stack.dsn, stack.root)
 
 
 @pytest.mark.mutant("N6", "a head that is waited for without end")

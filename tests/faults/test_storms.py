@@ -85,7 +85,7 @@ async def test_storm_on_the_same_paths_has_an_order(
     name = "F18 storm on the same paths, sweeps with grace 0" if is_swept else "F16 storm on the same paths"
     line = recorder.line(name)
     over = asyncio.Event()
-    sweeps = removed = 0
+    sweeps = removed = unavailable = 0
 
     async def sweep_all_the_time() -> None:
         nonlocal sweeps, removed
@@ -98,8 +98,10 @@ async def test_storm_on_the_same_paths_has_an_order(
     for number in range(rounds):
         storms = [await Storm.prepare(session, calm_stack, number * 10 + each) for each in range(OBJECTS)]
         await asyncio.gather(*(each.rage() for each in storms))
-        for history, wrong in [(each.history, each.wrong) for each in storms]:
+        for history, wrong, missed in [(each.history, each.wrong, each.unavailable) for each in storms]:
             assert wrong == []
+            assert is_swept or missed == 0, "the bytes of a file were gone although nothing was swept"
+            unavailable += missed
             in_doubt = sum(not operation.is_certain for operation in history)
             assert in_doubt == 0, "a request had no answer although nothing happened to the service"
             requests += len(history)
@@ -110,7 +112,8 @@ async def test_storm_on_the_same_paths_has_an_order(
             assert is_legal, history
     over.set()
     await sweeping
-    line.note = f"{requests} requests have a legal order" + f"; {sweeps} sweeps removed {removed}" * is_swept
+    line.note = f"{requests} requests have a legal order" + (
+        f"; {sweeps} sweeps removed {removed}, {unavailable} reads came too late for the bytes" * is_swept)
     assert bool(sweeps) == bool(removed) == is_swept
     await check_invariants(calm_stack.dsn, calm_stack.root, max_strays=0)
 
@@ -121,7 +124,7 @@ async def test_order_that_is_wrong_would_be_noticed(
     storm = await Storm.prepare(session, calm_stack, 999)
     await storm.rage()
     history = storm.history
-    assert storm.wrong == [] and is_linearizable(history, EMPTY)
+    assert (storm.wrong, storm.unavailable) == ([], 0) and is_linearizable(history, EMPTY)
     last = max((operation for operation in history if operation.kind == "put"), key=lambda each: each.end)
     stale = min((operation for operation in history if operation.kind == "put"), key=lambda each: each.end)
     end = max(operation.end for operation in history)

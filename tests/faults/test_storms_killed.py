@@ -143,7 +143,7 @@ async def rage(site: Site, fault: Fault, seed: int, line: Line) -> list[Operatio
             await raging
     assert line.injected > before, "the storm was over before its fault came"
     for each in storms:
-        assert each.wrong == []
+        assert (each.wrong, each.unavailable) == ([], 0)
         line.acknowledged += sum(operation.is_certain and operation.kind in ("put", "delete", "move")
                                  for operation in each.history)
         line.in_doubt += sum(not operation.is_certain for operation in each.history)
