@@ -31,18 +31,26 @@ def find_or_install() -> str | None:
     return shutil.which(NAMES[0])
 
 
+@dataclass(frozen=True)
+class Page:
+    """What the other site serves; an empty content type leaves the browser to guess."""
+
+    text: str
+    content_type: str = "text/html"
+
+
 @dataclass
 class Beacon:
     """Another site: it serves pages that were put into it, and notes every request for anything else."""
 
-    pages: dict[str, str] = field(default_factory=dict)
+    pages: dict[str, Page] = field(default_factory=dict)
     hits: list[str] = field(default_factory=list)
     url: str = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         """A page, or a note."""
-        if (text := self.pages.get(request.path)) is not None:
-            return web.Response(text=text, content_type="text/html")
+        if (page := self.pages.get(request.path)) is not None:
+            return web.Response(body=page.text.encode(), headers={"Content-Type": page.content_type})
         if request.path != "/favicon.ico":
             self.hits.append(request.path_qs)
         return web.Response(status=204, headers={"Access-Control-Allow-Origin": "*"})

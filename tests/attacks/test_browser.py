@@ -4,14 +4,16 @@ Each payload reports to another site when it runs; that it would is shown by ope
 """
 
 import base64
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 
-from tests.attacks.browser import Beacon, Browser, find_or_install, open_beacon, open_browser
+from tests.attacks.browser import Beacon, Browser, Page, find_or_install, open_beacon, open_browser
 from tests.client import Api, new_account, until
 from tests.stack import Stack
 
@@ -26,6 +28,12 @@ class Payload:
 
 
 SCRIPT = "new Image().src='{url}'"
+PDF = """%PDF-1.7
+1 0 obj <</Type /Catalog /Pages 2 0 R /OpenAction <</S /JavaScript /JS (this.submitForm('{url}'))>>>> endobj
+2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj
+3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 99 99]>> endobj
+trailer <</Root 1 0 R>>
+%%EOF"""
 PAYLOADS = [
     Payload("page.html", "text/html", f"<!doctype html><p>x<script>{SCRIPT}</script>"),
     Payload("handler.html", "text/html", f'<body onload="{SCRIPT}"><img src=x onerror="{SCRIPT}">'),
@@ -42,8 +50,13 @@ PAYLOADS = [
     Payload("parts", "multipart/x-mixed-replace;boundary=b",
             f"--b\r\nContent-Type: text/html\r\n\r\n<script>{SCRIPT}</script>\r\n--b--"),
     Payload("liar.png", "image/png", f"<html><script>{SCRIPT}</script></html>"),
+    Payload("form.pdf", "application/pdf", PDF),
 ]
-RUN_AT_HOME = {"page.html", "handler.html"}  # what the other site serves as a page
+# How the other site, which is careless, serves them so that they run: as what they are, but for these.
+UNTYPED = {"no ending", "plain.txt", "picture.gif", "liar.png"}  # the browser takes what it finds in them
+AS_SCRIPT = {"script.js", "picture.gif"}  # from a page
+# And what reports nothing in this browser wherever it is served; in others it may.
+NOWHERE = {"parts", "form.pdf"}
 
 
 @pytest.fixture
@@ -58,6 +71,7 @@ async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
     """Chromium."""
     program = find_or_install()
     if program is None:
+        assert os.geteuid() != 0, "root can install Chromium: this attack has to be made somewhere"
         pytest.skip("Chromium is not installed here, and cannot be: what a browser does is not tested")
     async with open_browser(program, tmp_path) as opened:
         yield opened
@@ -65,7 +79,7 @@ async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
 
 async def settle(browser: Browser, beacon: Beacon) -> None:
     """Every report of what was opened before has come when one that is made now has come."""
-    beacon.pages["/last"] = f"<script>{SCRIPT.format(url='/seen')}</script>"
+    beacon.pages["/last"] = Page(f"<script>{SCRIPT.format(url='/seen')}</script>")
     await browser.visit(f"{beacon.url}/last")
     await until(lambda: "/seen" in beacon.hits)
     beacon.hits.remove("/seen")
@@ -88,13 +102,19 @@ async def link_to(api: Api, path: str) -> str:
     return str(made.json["url"])
 
 
-async def test_payloads_do_run_where_they_are_served_as_pages(browser: Browser, beacon: Beacon) -> None:
+async def test_payloads_do_run_where_a_careless_site_serves_them(browser: Browser, beacon: Beacon) -> None:
     """Or the tests below would prove nothing."""
     for payload in PAYLOADS:
-        if payload.name in RUN_AT_HOME:
-            beacon.pages[f"/home/{payload.name}"] = payload.text.format(url=f"{beacon.url}/{payload.name}")
-            await browser.visit(f"{beacon.url}/home/{payload.name}")
-            await until(lambda: f"/{payload.name}" in beacon.hits)
+        home, reported = quote(f"/home/{payload.name}"), quote(f"/{payload.name}")
+        beacon.pages[f"/home/{payload.name}"] = Page(payload.text.format(url=f"{beacon.url}/{payload.name}"),
+                                                     "" if payload.name in UNTYPED else payload.content_type)
+        beacon.pages["/page"] = Page(f'<script src="{home}"></script>')
+        await browser.visit(f"{beacon.url}{'/page' if payload.name in AS_SCRIPT else home}")
+        if payload.name in NOWHERE:
+            await settle(browser, beacon)
+            assert reported not in beacon.hits
+        else:
+            await until(lambda: reported in beacon.hits)
 
 
 async def test_no_stored_file_runs_a_script_at_any_door(
@@ -123,10 +143,10 @@ async def test_another_site_can_make_nothing_of_what_is_here(
     for path in await store_all(api, beacon):
         link = await link_to(api, path)
         signed = await api.call("POST", "/file/sign", json={"path": path, "expires_in": 600}, expect=201)
-        beacon.pages["/evil"] = "<p>evil" + "".join(
+        beacon.pages["/evil"] = Page("<p>evil" + "".join(
             f'<script src="{url}"></script><link rel=stylesheet href="{url}"><img src="{url}">'
             f'<iframe src="{url}"></iframe><object data="{url}"></object><embed src="{url}">'
-            for url in (f"{link}?download=1", link, str(signed.json["url"])))
+            for url in (f"{link}?download=1", link, str(signed.json["url"]))))
         assert await browser.visit(f"{beacon.url}/evil") == "evil"
     for query in ("url", "configUrl", "urls", "oauth2RedirectUrl", "validatorUrl"):  # of the page of the documentation
         await browser.visit(f"{nginx_stack.url}/docs?{query}={beacon.url}/openapi.json#/{beacon.url}/x")

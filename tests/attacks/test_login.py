@@ -60,10 +60,7 @@ def test_password_beyond_72_bytes_counts_to_its_last_character(stack: Stack, pas
                                       "'; DROP TABLE users"])
 def test_password_of_any_characters_counts_to_its_last_one(stack: Stack, password: str) -> None:
     name, answer = _register(stack, password)
-    if answer.status == 422:
-        assert orjson.loads(answer.body)["field"] == "password"
-        return
-    assert answer.status == 201
+    assert answer.status == 201, answer
     assert _log_in(stack, name, password).status == 200
     for wrong in (password.rstrip("\0") or "x", password.partition("\0")[0] or "x", password + "\0", password[:-1],
                   password.strip() or "x", password + " "):

@@ -2,17 +2,26 @@
 
 import hashlib
 import os
+import re
 import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import orjson
 import pytest
 
+from service.api.routes import ROUTES
 from tests.attacks import disk
 from tests.attacks.logs import Mark
-from tests.attacks.wire import Wire, ask, head, request, talk
+from tests.attacks.wire import BOUNDARY, Answer, Wire, ask, form, head, part, request, talk
 from tests.client import PASSWORD, Api
 from tests.stack import Stack
 
+Other = Callable[[], Awaitable[Api]]
+
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 SPOOFED = (
     "X-File: {file}", "X-Body-Length: 3", "X-Body-Transfer-Encoding: chunked", "X-Internal: 1",
     "X-Original-Method: GET", "X-Original-Uri: /livez", "X-Original-URL: /livez", "X-Rewrite-URL: /livez",
@@ -48,33 +57,76 @@ def _ghost(stack: Stack, content: bytes) -> Path:
     return ghost
 
 
-LINES = [
-    "PUT /file?path=/mine", "POST /file", "DELETE /file?path=/mine", "GET /file?path=/mine", "GET /file/list",
-    "GET /file/info?path=/mine", "GET /file/download?path=/mine", "GET /file/usage_memory", "GET /auth/me",
-    "GET /livez", "GET /ping/all", "GET /openapi.json", "GET /nowhere", "POST /auth/register", "POST /auth/jwt/login",
-    "POST /auth/jwt/refresh", "GET /file/download/?path=/mine", "GET /docs",
-]
+# The bodies with which a route gets further than with an empty object.
+BODIES = {
+    "PUT /file": b"new", "POST /file": form(part('name="file"; filename="mine"', b"new")),
+    "POST /s/{token}": form(part('name="file"; filename="new"', b"new")),
+    **{line: orjson.dumps(body) for line, body in {
+        "POST /auth/jwt/login": {"username": "nobody", "password": PASSWORD},
+        "POST /auth/jwt/refresh": {"refresh_token": "none"}, "DELETE /auth/me": {"password": "wrong wrong"},
+        "POST /auth/password": {"old_password": "wrong wrong", "new_password": PASSWORD},
+        "POST /file/folder": {"path": "/mine"}, "POST /file/link": {"path": "/mine"},
+        "POST /file/move": {"from": "/mine", "to": "/other", "overwrite": True},
+        "POST /file/copy": {"from": "/mine", "to": "/other", "overwrite": True},
+        "POST /file/batch": {"operations": [{"op": "delete", "path": "/mine"}]},
+        "POST /file/sign": {"path": "/mine", "expires_in": 60},
+        "POST /file/trash/restore": {"id": str(uuid.UUID(int=0))},
+        "POST /file/versions/restore": {"path": "/mine", "version": 1},
+        "POST /s/{token}/open": {"password": PASSWORD},
+    }.items()},
+}
+
+
+async def _addresses(api: Api) -> dict[str, str]:
+    """Each route that is for clients, with an address of it that leads to something of the account where it can."""
+    await api.put("/box/kept", b"kept")
+    links = {method: await api.call("POST", "/file/link", json={"path": "/", "kind": kind}, expect=201)
+             for method, kind in (("GET", "download"), ("POST", "upload"))}
+    signed = await api.call("POST", "/file/sign", json={"path": "/box/kept", "expires_in": 600}, expect=201)
+    found = {"GET /nowhere": "/nowhere", "GET /file": "/file?path=/mine"}  # which are no routes
+    for method, path, *_ in ROUTES:
+        query = "?path=/box" if path == "/file/archive" else "?path=/mine"
+        if path.startswith("/d/"):
+            found[f"{method} {path}"] = urlsplit(signed.json["url"])._replace(scheme="", netloc="").geturl()
+        elif path.startswith("/s/"):
+            token = links[method].json["url"].rpartition("/")[2]
+            found[f"{method} {path}"] = path.replace("{token}", token) + query
+        elif not path.startswith("/_"):  # these are in DOORS
+            found[f"{method} {path}"] = re.sub(r"\{[^}]*\}", "x", path) + query
+    return found
+
+
+def _shot(route: str, address: str, *headers: str, token: str) -> bytes:
+    method = route.partition(" ")[0]
+    body = BODIES.get(route, b"{}" if method == "POST" else None)
+    kind = FORM if body is not None and body.startswith(b"--") else "application/json"
+    return request(f"{method} {address}", f"Content-Type: {kind}", *headers, token=token, body=body)
 
 
 @pytest.mark.parametrize("with_token", [True, False], ids=["account", "anonymous"])
-async def test_spoofed_headers_on_every_address_change_nothing(api: Api, with_token: bool) -> None:
+async def test_spoofed_headers_on_every_address_change_nothing(
+        api: Api, other_account: Other, with_token: bool) -> None:
     """Each address answers as it does without them, and the file that X-File names is never taken."""
     ghost = _ghost(api.stack, b"hey")
     mark = Mark.now(api.stack)
+
+    async def ask_for(route: str, address: str, *headers: str) -> Answer:
+        await api.delete("/mine", permanent=True, expect=None)
+        await api.put("/mine", b"own")
+        owner = await other_account() if route == "POST /auth/jwt/logout" else api  # or it would be the last request
+        return ask(api.stack, _shot(route, address, *headers, token=owner.token if with_token else ""))
+
     try:
-        for line in LINES:
-            token = api.token if with_token else ""
-            body = b"new" if line.startswith("PUT") else b"{}" if line.startswith("POST") else None
-            await api.put("/mine", b"own", expect=None)
-            plain = ask(api.stack, request(line, token=token, body=body))
+        for route, address in (await _addresses(api)).items():
+            plain = await ask_for(route, address)
             names = {name for name, _ in plain.headers}
             for file in (str(ghost), "/etc/passwd"):  # one that could be taken, one that would be an error
-                await api.put("/mine", b"own", expect=None)
-                answer = ask(api.stack, request(line, *_spoofed(api.stack, file), token=token, body=body))
-                assert answer.status == plain.status, (line, plain, answer)
+                answer = await ask_for(route, address, *_spoofed(api.stack, file))
+                assert answer.status == plain.status, (route, plain, answer)
                 assert ghost.read_bytes() == b"hey"
-                assert names == {name for name, _ in answer.headers}, line
-                assert not any(name.startswith(("x-accel", "x-reject")) for name in names)
+                assert names == {name for name, _ in answer.headers}, route
+                # without nginx an archive asks whatever proxy there is not to put it aside
+                assert not any(name.startswith(("x-accel", "x-reject")) for name in names - {"x-accel-buffering"})
                 assert b"evil.example" not in answer.body
                 assert answer.one("X-Request-Id") != "spoofed"
                 if answer.status >= 400:
@@ -84,27 +136,53 @@ async def test_spoofed_headers_on_every_address_change_nothing(api: Api, with_to
     assert "spoofed" not in mark.text()
 
 
-async def test_upload_with_a_spoofed_x_file_stores_its_own_body(api: Api) -> None:
-    victim = api.stack.root / "jwt_secret"
-    before = victim.read_bytes()
-    ghost = _ghost(api.stack, b"hey")
+# a ghost, what must not be read, what is not there; each with a small body, which nginx keeps, and a large one
+FILES = ("{ghost}", "{secret}", "/etc/passwd", "../../etc/passwd", "", "spool/x", "\xff", "{ghost}")
+CONTENTS = (b"own", b"own" * 30_000)
+
+
+@contextmanager
+def _spoofing(stack: Stack) -> Iterator[list[list[str]]]:
+    """Headers for one upload after another; none may have taken anything in the end."""
+    secret = stack.root / "jwt_secret"
+    before = secret.read_bytes()
+    ghost = _ghost(stack, b"hey")
     try:
-        files = [str(ghost), str(victim), "/etc/passwd", "../../etc/passwd", "", "spool/x", "\xff", str(ghost)]
-        for number, file in enumerate(files):
-            answer = ask(api.stack, request(f"PUT /file?path=/{number}", *_spoofed(api.stack, file), token=api.token,
-                                            body=b"own"))
-            assert answer.status == 201, answer
-            assert (await api.get(f"/{number}")).body == b"own"
-            # without a body of its own the file is empty
-            answer = ask(api.stack, request(f"PUT /file?path=/{number}-empty", *_spoofed(api.stack, file),
-                                            token=api.token))
-            assert answer.status == 201, answer
-            assert (await api.get(f"/{number}-empty")).body == b""
+        yield [_spoofed(stack, file.format(ghost=ghost, secret=secret)) for file in FILES]
         assert ghost.read_bytes() == b"hey"
         assert ghost.stat().st_nlink == 1
     finally:
         ghost.unlink()
-    assert victim.read_bytes() == before
+    assert secret.read_bytes() == before
+
+
+async def test_upload_with_a_spoofed_x_file_stores_its_own_body(api: Api) -> None:
+    with _spoofing(api.stack) as tries:
+        for number, headers in enumerate(tries):
+            for content in (*CONTENTS, None):  # without a body of its own the file is empty
+                line = f"PUT /file?path=/{number}-{len(content or b'')}"
+                answer = ask(api.stack, request(line, *headers, token=api.token, body=content))
+                assert answer.status == 201, answer
+                assert (await api.get(line.partition("=")[2])).body == (content or b"")
+
+
+async def test_upload_through_a_link_with_a_spoofed_x_file_stores_its_own_body(api: Api) -> None:
+    """Of these, too, nginx tells the worker by X-File."""
+    made = await api.call("POST", "/file/link", json={"path": "/", "kind": "upload"}, expect=201)
+    line = f"POST {urlsplit(made.json['url']).path}"
+    with _spoofing(api.stack) as tries:
+        for number, headers in enumerate(tries):
+            for content in CONTENTS:
+                name = f"{number}-{len(content)}"
+                body = form(part(f'name="file"; filename="{name}"', content))
+                answer = ask(api.stack, request(line, f"Content-Type: {FORM}", *headers, body=body))
+                assert answer.status == 201, answer
+                assert (await api.get(f"/{name}")).body == content
+            for kind in (FORM, "application/json", "application/x-www-form-urlencoded", "text/plain"):
+                answer = ask(api.stack, request(line, f"Content-Type: {kind}", *headers))
+                assert answer.status in (400, 415), (kind, answer)
+                assert answer.code
+    assert len(await api.list()) == len(FILES) * len(CONTENTS)
 
 
 async def test_spoofed_x_file_in_a_trailer_is_not_taken(api: Api) -> None:

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,9 @@ LONG = {"= /file/list", "= /file/trash", "= /file/versions", "= /file/batch", "=
 NJS = nginx.Njs(Path(f"/{nginx.NJS_MODULE}"), "../../run/memory")
 
 
-def render(workers: int = 2, host: str = "127.0.0.1", njs: nginx.Njs | None = NJS) -> str:
+def render(workers: int = 2, host: str = "127.0.0.1", njs: nginx.Njs | None = NJS, proxies: str | None = None) -> str:
     sockets = [Path(f"/run/some where/worker-{number}.sock") for number in range(workers)]
-    return nginx.render(Config(host=host), sockets, as_root=os.geteuid() == 0, njs=njs)
+    return nginx.render(Config(host=host, trusted_proxies=proxies), sockets, as_root=os.geteuid() == 0, njs=njs)
 
 
 def locations() -> dict[str, str]:
@@ -181,13 +183,20 @@ def run_gixy(configuration: str, folder: Path, *options: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_gixy_finds_nothing(tmp_path: Path) -> None:
-    """All checks, for each value of the variable that a proxy_pass has.
+TEXTS: dict[str, Callable[[], str]] = {
+    "with JavaScript": render, "without": partial(render, njs=None), "IPv6": partial(render, host="::1"),
+    "behind proxies": partial(render, proxies="10.0.0.5, 192.168.1.0/24, fd00::/8"),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_gixy_finds_nothing(tmp_path: Path, text: str) -> None:
+    """All checks, for each value of the variable that a proxy_pass has, of each way in which the text differs.
 
     Of a variable itself gixy knows only that its value may be the name of a host, which the check `missing_resolver`
     would have looked up: on the text as it is, this one check is left to the other runs.
     """
-    configuration = render()
+    configuration = TEXTS[text]()
     run_gixy(configuration, tmp_path, "--skips", "missing_resolver")
     values = {value for body in re.findall(r"^ *(?:map|split_clients) \S+ \$(?:workers|any_worker) \{$(.*?)^ *\}$",
                                            configuration, re.MULTILINE | re.DOTALL)

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -26,9 +26,10 @@ PROJECT = HERE.parents[1]
 # of each operation, in each phase; `make fuzz` asks for more
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 FEW = 8
+GIVEN = 20
 PASSWORD_OF_FUZZED = "a password that no example has"  # so that nobody finds out how to delete the account
 
-Choices = dict[str, list[str] | list[int]]
+Choices = dict[str, Sequence[str | int]]
 
 
 def login_of(username: str) -> dict[str, object]:
@@ -101,16 +102,40 @@ def quiet(nginx_stack: Stack) -> Callable[[], None]:
     return assert_quiet
 
 
+async def give_things(api: Api) -> Choices:
+    """More of everything that an account can have than a run is likely to remove, at paths that are alike."""
+    files = [f"/given/{number}" for number in range(GIVEN)]
+    items, links = [], []
+    for path in files:
+        await api.put(path, b"former")
+        await api.put(path, b"now", expect=200)
+        made = await api.call("POST", "/file/link", json={"path": path}, expect=201)
+        links.append(made.json["id"])
+        items.append((await api.put(f"/trashed{path}")).json["id"])
+        await api.delete(items[-1])
+        await api.call("POST", "/auth/jwt/login", expect=200,
+                       json={"username": api.username, "password": PASSWORD_OF_FUZZED})
+    sessions = [session["id"] for session in (await api.call("GET", "/auth/session", expect=200)).json["sessions"]]
+    return {"query.path": files, "body.path": files, "body.from": files, "query.folder": ["/given"],
+            "query.version": [1], "body.version": [1], "query.id": items, "body.id": items,
+            "path.id": [*links, *sessions]}
+
+
 async def test_two_accounts(nginx_stack: Stack, session: aiohttp.ClientSession, tmp_path: Path,
                             quiet: Callable[[], None]) -> None:
     """Neither may see what the other has."""
     names = [f"fuzzed-{tmp_path.parent.name}-{number}" for number in range(2)]
+    choices: Choices = {}
     for name in names:
-        await Api(session, nginx_stack).call("POST", "/auth/register", expect=201,
-                                             json={"username": name, "password": PASSWORD_OF_FUZZED})
+        api = Api(session, nginx_stack)
+        api.username, login = name, {"username": name, "password": PASSWORD_OF_FUZZED}
+        await api.call("POST", "/auth/register", expect=201, json=login)
+        api.token = (await api.call("POST", "/auth/jwt/login", expect=200, json=login)).json["access_token"]
+        for place, values in (await give_things(api)).items():
+            choices[place] = list(dict.fromkeys([*choices.get(place, []), *values]))
     (tmp_path / "accounts.json").write_bytes(orjson.dumps({"auth": [login_of(name) for name in names]}))
     section = f'[auth.wfc]\npath = "{tmp_path}/accounts.json"\npeers = {orjson.dumps(names).decode()}'
-    await asyncio.to_thread(run, nginx_stack, settings(tmp_path, section, {}))
+    await asyncio.to_thread(run, nginx_stack, settings(tmp_path, section, choices))
     quiet()
 
 
