@@ -1,13 +1,15 @@
 """Lists from outside: folders, everything below, search, orders and pages, each against the same done by hand."""
 
+import asyncio
 import itertools
 import uuid
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from tests.client import Api
+from tests.client import Api, until
 
 SORTS = ["name", "path", "size", "created_at", "updated_at"]
 FILES = {
@@ -16,6 +18,7 @@ FILES = {
 EMPTY = ["/empty", "/a/b/none/in here"]
 FOLDERS = sorted({"/" + "/".join(path.split("/")[1:depth])
                   for path in (*FILES, *(f"{name}/-" for name in EMPTY)) for depth in range(2, path.count("/") + 1)})
+STAYING = 50  # entries that nobody touches while others change
 
 Entry = dict[str, Any]
 
@@ -181,6 +184,64 @@ async def test_pages_go_on_where_an_entry_was_deleted(api: Api) -> None:
         left = set(paths((await listed(api, folder="/d", recursive="true", q="f"))["files"]))
         assert set(paths(rest["files"])) | {first["files"][0]["path"]} == left
         await api.put(last["path"], b"x")
+
+
+class Others:
+    """Files and folders in /d that come, get another name and go, among those that stay."""
+
+    def __init__(self, api: Api) -> None:
+        self.changes = 0
+        self._api = api
+        self._there: list[str] = []
+
+    async def change(self) -> None:
+        """Go on until this is cancelled."""
+        for number in itertools.count():
+            name, later = f"/d/{7 * number % STAYING:02}+{number}", f"/d/{29 * number % STAYING:02}-{number}"
+            if number % 3:
+                await self._api.put(name, b"x" * (number % 5))
+            else:
+                await self._api.call("POST", "/file/folder", json={"path": name}, expect=201)
+            self.changes += 1
+            await self._api.call("POST", "/file/move", json={"from": name, "to": later}, expect=200)
+            self.changes += 1
+            self._there.append(later)
+            if len(self._there) > 8:
+                await self._api.delete(self._there.pop(0), permanent=number % 2 == 0)
+                self.changes += 1
+
+
+async def test_what_stays_comes_once_in_every_order_while_others_come_and_go(api: Api) -> None:
+    for number in range(STAYING):
+        if number % 5:
+            await api.put(f"/d/{number:02}", b"x" * (number % 4))
+        else:
+            await api.call("POST", "/file/folder", json={"path": f"/d/{number:02}"}, expect=201)
+    others = Others(api)
+
+    async def is_paged_amid_changes(limit: int, expected: tuple[list[str], ...], parameters: dict[str, str]) -> bool:
+        """All pages have what is expected, in its order; whether there were changes between the first and the last."""
+        before = others.changes
+        found = tuple([path for path in paths(entries) if len(path) == len("/d/00")]
+                      for entries in await paged(api, limit, **parameters))
+        assert found == expected, (limit, parameters)
+        assert not task.done(), task
+        return others.changes > before
+
+    wanted = []
+    for sort, order in itertools.product(SORTS, ["asc", "desc"]):
+        for limit, recursive in ((3, "false"), (10, "true")):
+            parameters = {"folder": "/d", "sort": sort, "order": order, "recursive": recursive}
+            whole = await listed(api, 200, **parameters)
+            wanted.append((limit, (paths(whole["folders"]), paths(whole["files"])), parameters))
+    task = asyncio.create_task(others.change())
+    try:
+        for limit, expected, parameters in wanted:
+            await until(lambda: is_paged_amid_changes(limit, expected, parameters))
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def test_what_is_not_a_folder(api: Api, other_account: Any) -> None:

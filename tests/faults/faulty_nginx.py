@@ -1,6 +1,6 @@
 """The service with an nginx that is set up otherwise.
 
-NGINX_MISTAKE has what stands in its configuration, `=>`, and what does instead.
+NGINX_MISTAKE has, in each line, what stands in its configuration, `=>`, and what does instead.
 """
 
 import os
@@ -12,13 +12,15 @@ from service.run import nginx
 
 
 def install() -> None:
-    """Put the mistake into every configuration that is rendered from now on."""
-    render, (right, wrong) = nginx.render, os.environ["NGINX_MISTAKE"].split("=>")
+    """Put the mistakes into every configuration that is rendered from now on."""
+    render, lines = nginx.render, os.environ["NGINX_MISTAKE"].splitlines()
 
     def render_wrong(*given: Any, **more: Any) -> str:
         text = render(*given, **more)
-        assert right in text, f"there is no {right!r}"
-        return text.replace(right, wrong)
+        for right, wrong in (line.split("=>") for line in lines):
+            assert right in text, f"there is no {right!r}"
+            text = text.replace(right, wrong)
+        return text
 
     nginx.render = render_wrong
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from service.api import body
 from service.api.rest import decide
+from service.cache import redis
 from service.cache.redis import RedisCache
 from service.db import blobs
 from service.db.pool import Connection, Database
@@ -45,6 +46,17 @@ def strict_cache() -> None:
         return await self._send(*command)
 
     RedisCache._try = send  # type: ignore[method-assign]
+
+
+def patient_cache() -> None:
+    """A question to Redis may take a second."""
+    assert RedisCache.__init__.__kwdefaults__
+    RedisCache.__init__.__kwdefaults__["timeout_seconds"] = 1.0
+
+
+def persistent_cache() -> None:
+    """Redis is asked again at once, whatever came of it."""
+    redis.BREAK_SECONDS = 0.0
 
 
 def surprised_by_limits() -> None:
@@ -127,8 +139,8 @@ def kept_bodies() -> None:
 
 OF_WORKERS: dict[str, Callable[[], None]] = {
     mistake.__name__: mistake
-    for mistake in (leaked_connection, long_decisions, strict_cache, surprised_by_limits, named_files,
-                    collected_bodies)}
+    for mistake in (leaked_connection, long_decisions, strict_cache, patient_cache, persistent_cache,
+                    surprised_by_limits, named_files, collected_bodies)}
 OF_SUPERVISOR: dict[str, Callable[[], None]] = {
     mistake.__name__: mistake for mistake in (kept_spool, kept_staging, kept_bodies)}
 OF_SWEEP: dict[str, Callable[[], None]] = {mistake.__name__: mistake for mistake in (own_clock, forgotten_first)}

@@ -3,14 +3,17 @@
 import asyncio
 import os
 import resource
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from service.cache.redis import BREAK_SECONDS, TIMEOUT_SECONDS
 from service.domain import writability
 from tests.client import Api, is_tidy, new_account, until
 from tests.faults.degraded import MIB, PATIENCE_SECONDS, Ask, goes_on, is_sound, running, timed
@@ -19,7 +22,8 @@ from tests.faults.recorder import Line, Recorder
 from tests.faults.sites import OwnPostgres
 from tests.redis_server import RedisServer
 
-SLACK_SECONDS = 3.0  # of a machine that has other things to do
+TRIES, REQUESTS = 3, 41
+SLACK_SECONDS = 0.25  # five times what a question to Redis may take, and less than any other time-out
 
 
 async def make_upload_link(api: Api) -> str:
@@ -238,24 +242,50 @@ async def test_troubled_redis_is_not_noticed(
             await api.put("/kept", b"kept" * 1000)
             for what, (begin, end) in TROUBLES.items():
                 line = recorder.line("F8 Redis", what)
-                usual = await typical(api)
+                usual = await pace_of(api)
                 begin(redis)
-                troubled = await typical(api)
+                troubled = await pace_of(api)
                 await goes_on(api)
                 end(redis)
                 line.injected = 1
-                line.note = f"median of a request {1000 * usual:.0f} ms before, {1000 * troubled:.0f} ms then"
-                assert troubled < 2 * usual + 0.05 + SLACK_SECONDS
+                line.note = f"a request, median and slowest: {usual} before, {troubled} then"
+                check_pace(usual, troubled)
                 await is_sound(stack, line)
     finally:
         redis.kill()
 
 
-async def typical(api: Api) -> float:
-    """The median of some requests, in seconds."""
-    times = []
-    for _ in range(41):
-        reply, seconds = await timed(lambda: api.call("GET", "/file/info?path=/kept"))
-        assert reply.status == 200
-        times.append(seconds)
-    return sorted(times)[20]
+@dataclass(frozen=True)
+class Pace:
+    """What requests take, in seconds."""
+
+    median: float
+    slowest: float
+
+    def __str__(self) -> str:
+        return f"{1000 * self.median:.0f} and {1000 * self.slowest:.0f} ms"
+
+
+async def pace_of(api: Api) -> Pace:
+    """Of each the best of some tries: a machine may have other things to do.
+
+    Before each try every worker gets the time after which it turns to Redis again, or only the first try would show
+    what that costs.
+    """
+    medians, slowest = [], []
+    for _ in range(TRIES):
+        await asyncio.sleep(BREAK_SECONDS)
+        times = []
+        for _ in range(REQUESTS):
+            reply, seconds = await timed(lambda: api.call("GET", "/file/info?path=/kept"))
+            assert reply.status == 200
+            times.append(seconds)
+        medians.append(statistics.median(times))
+        slowest.append(max(times))
+    return Pace(min(medians), min(slowest))
+
+
+def check_pace(usual: Pace, troubled: Pace) -> None:
+    """As README.md has it: no question is waited for for long, and after one without an answer there is none."""
+    assert troubled.slowest < usual.slowest + SLACK_SECONDS, f"a question is waited for: {usual}, now {troubled}"
+    assert troubled.median < max(2 * usual.median, TIMEOUT_SECONDS), f"each is waited for: {usual}, now {troubled}"

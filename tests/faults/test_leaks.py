@@ -3,13 +3,11 @@
 import asyncio
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import aiohttp
 import asyncpg
 import pytest
 
-from service.run import processes
 from tests.client import until
 from tests.faults.clients import Account
 from tests.faults.examine import everything_holds, leftovers
@@ -17,11 +15,11 @@ from tests.faults.ledger import body_of, digest_of
 from tests.faults.load import under_load
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
+from tests.open_files import open_files
 
 CHANGES = 150
 CALLS_OFF, HANG_UP_SECONDS = 20, 0.004
 BODY_BYTES = 5_000_000
-KINDS = ("blobs", "staging", "spool")
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +28,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
     stack = FaultyStack(tmp_path_factory.mktemp("leaks") / "data", {"ACCESS_TOKEN_TTL": "86400"})
     with stack.running():
         yield stack
-
-
-def open_files(pids: list[int], root: Path) -> list[str]:
-    """What these processes hold open of clients' bytes, and of files that have no name any more."""
-    found = []
-    for pid in pids:
-        folder = processes.PROC / str(pid) / "fd"
-        for descriptor in os.listdir(folder):
-            try:
-                name = os.readlink(folder / descriptor)
-            except FileNotFoundError:
-                continue  # closed meanwhile
-            if name.startswith(tuple(f"{root / kind}/" for kind in KINDS)) or (
-                    name.startswith(f"{root}/") and name.endswith(" (deleted)")):
-                found.append(name)
-    return found
 
 
 async def busy_connections(dsn: str) -> int:

@@ -28,6 +28,7 @@ from tests.faults.ledger import body_of
 from tests.faults.machine import tmpfs
 from tests.faults.recorder import Line
 from tests.faults.sites import FaultyStack
+from tests.faults.test_degradation import check_pace, pace_of
 from tests.faults.test_steps import fault_at_every_step
 from tests.faults.test_steps_work import begin, faults_at
 from tests.faults.work import Sweep
@@ -105,6 +106,21 @@ async def redis_lost(ground: Ground) -> None:
             for number in range(4):
                 reply = await api.put(f"/{number}", b"body", expect=None)
                 assert reply.status == 201, f"Redis is gone, and an upload is a {reply.status}"
+    finally:
+        redis.kill()
+
+
+async def redis_hangs(ground: Ground) -> None:
+    """Redis does not answer any more, and nobody waits for it (F8)."""
+    redis = RedisServer(ground.folder)
+    redis.start()
+    try:
+        with ground.stack(REDIS_URL=redis.url) as stack:
+            api = await new_account(ground.session, stack)
+            await api.put("/kept", b"kept")
+            usual = await pace_of(api)
+            redis.pause()
+            check_pace(usual, await pace_of(api))
     finally:
         redis.kill()
 
@@ -214,6 +230,8 @@ CASES: list[tuple[str, str, str, Scenario, str]] = [
     ("E1", "leaked_connection", "a connection on which something failed is never given back", connections_lost,
      "uploads are not taken any more"),
     ("E2", "strict_cache", "errors of Redis are the requests'", redis_lost, "an upload is a 500"),
+    ("E13", "patient_cache", "Redis is waited for a second", redis_hangs, "a question is waited for"),
+    ("E14", "persistent_cache", "a Redis that hangs is asked by each request", redis_hangs, "each is waited for"),
     ("E3", "surprised_by_limits", "a full disk answered 500", disk_filled, "a full disk is a 500"),
     ("E4", "surprised_by_limits", "a call that fails for want of room answered 500", disk_refuses, "is a 500"),
     ("M3", "m3", "commit before placement", disk_fails, "the bytes of version .* are gone"),
