@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from service import metrics
 from service.db import damage, instance
@@ -212,6 +213,26 @@ async def test_leftovers_are_removed_by_their_age(world: World, inspector: Local
     await days_later(world)
     assert await do_all(upkeep)
     assert world.staged() == []
+
+
+async def test_leftover_is_logged_before_it_is_removed(
+        world: World, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.root / "staging" / "left").write_bytes(b"left")
+    leftovers, remove = Leftovers(inspector, age_seconds=0), inspector.remove_leftover
+    moments = []
+
+    async def look_first(name: str) -> None:
+        moments.append((list(logs), world.staged()))
+        await remove(name)
+
+    monkeypatch.setattr(inspector, "remove_leftover", look_first)
+    with capture_logs() as logs:
+        assert len(await leftovers.remove(await leftovers.find())) == 1
+    [([line], there)] = moments
+    assert line.pop("reason").startswith("untouched for ")
+    assert line == {"event": "leftover.removed", "log_level": "warning", "file": "staging/left", "size": len(b"left"),
+                    "count": 1}
+    assert there == ["left"] and world.staged() == []
 
 
 async def test_what_was_done_in_the_future_is_due(
