@@ -116,6 +116,21 @@ async def test_who_has_the_turn_works_at_once(world: World, caller: Caller, insp
     await asyncio.wait([leading])
 
 
+async def test_damage_that_the_first_look_of_a_turn_finds_is_set_aside_at_once(
+        world: World, caller: Caller, inspector: LocalInspector) -> None:
+    """Nor would the next look come soon: what was read back has a week, the sizes have a day."""
+    path = world.store.path((await world.put(caller, "/a", b"some bytes")).file.blob_key)
+    assert await do_all(make(world, inspector))  # nothing else is due
+    path.write_bytes(b"fame bytes")
+    leading = asyncio.ensure_future(make(world, inspector).take_turn())
+    while await world.observer.fetchval("SELECT verified_at FROM blobs") is None:
+        assert not leading.done()
+        await asyncio.sleep(0.01)
+    assert await noted(world) == [(UUID(path.name), "digest")] and not path.exists()
+    leading.cancel()
+    await asyncio.wait([leading])
+
+
 async def test_round_that_fails_is_logged_and_the_worker_goes_on(
         world: World, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
     upkeep = make(world, inspector)
