@@ -98,6 +98,7 @@ class Upkeep:
             nonlocal count
             count = await self._scrub.verify_due(pace, may_move=not self._is_held)
 
+        await self._find_objections()  # or nothing that the first batch finds would be set aside
         while True:
             if not await self._step("verify", verify) or not count:
                 await asyncio.sleep(self._pacing.round_seconds)

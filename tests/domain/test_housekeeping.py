@@ -1,9 +1,11 @@
 """Sweeping: what nothing refers to leaves the disk after its grace, behind the fence, and nothing else ever does."""
 
 import asyncio
+from uuid import UUID
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from service.domain import housekeeping
 from service.errors import Unavailable
@@ -108,6 +110,28 @@ async def test_blob_is_fenced_and_committed_when_its_bytes_go(
     [row] = seen
     assert row["referable"] is False and row["fenced_at"] is not None
     assert await rows(world, "SELECT FROM blobs WHERE id = $1", key) == []
+
+
+async def test_each_removal_is_logged_before_it_happens(
+        world: World, caller: Caller, failpoints: Failpoints) -> None:
+    keys = await litter(world, caller, 2)
+    moments = []
+
+    async def look(conn: object) -> None:
+        moments.append((logs[-1:], world.blobs()))
+
+    failpoints.reset()
+    for number in range(2):
+        failpoints.arm(("store.delete before", number), look)
+    with capture_logs() as logs:
+        assert await world.housekeeping.sweep(grace_seconds=0) == 2
+    for [line], there in moments:
+        key = UUID(line["blob"])
+        assert line == {"event": "blob.removed", "log_level": "info", "blob": str(key), "size": len(b"litter"),
+                        "reason": "unreferenced", "count": 2}
+        assert key in there
+        keys.remove(BlobKey(key))
+    assert keys == [] and world.blobs() == set()
 
 
 async def test_blob_that_is_referred_to_again_stays(world: World, caller: Caller) -> None:

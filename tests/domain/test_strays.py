@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.db import damage, strays
 from service.db.pool import Connection
@@ -102,6 +105,36 @@ async def test_stray_is_seen_twice_fenced_set_aside_and_removed_after_its_days(
     assert in_quarantine(world) == set()
     assert await world.observer.fetch("SELECT FROM strays") == []
     await check_all(world.dsn, world.root)
+
+
+async def test_setting_aside_and_removal_are_logged_before_they_happen(
+        world: World, sweeper: Strays, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = litter(world)
+    seen: dict[str, list[Any]] = {}
+
+    def watch(name: str, file: Path) -> None:
+        act = getattr(inspector, name)
+
+        async def look_first(key: BlobKey) -> object:
+            if file.exists():  # what is aside already is asked for again, in case it is not
+                seen[name] = list(logs)
+                logs.clear()
+            return await act(key)
+
+        monkeypatch.setattr(inspector, name, look_first)
+
+    watch("set_aside", world.store.path(key))
+    watch("remove_quarantined", world.root / "quarantine" / str(key))
+    with capture_logs() as logs:
+        await run(sweeper)
+        await age(world, "first_seen_at", 25)
+        assert await run(sweeper) == Done(set_aside=[key])
+        await age(world, "quarantined_at", 8 * 24)
+        assert await run(sweeper) == Done(removed=[key])
+    line = {"log_level": "warning", "blob": str(key), "size": len(b"stray"), "count": 1}
+    assert seen == {
+        "set_aside": [line | {"event": "stray.quarantined", "reason": "no row for a day"}],
+        "remove_quarantined": [line | {"event": "stray.removed", "reason": "its days in quarantine are over"}]}
 
 
 async def test_what_was_seen_long_ago_and_is_gone_has_to_be_seen_twice_again(world: World, sweeper: Strays) -> None:

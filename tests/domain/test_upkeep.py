@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from service import metrics
 from service.db import damage, instance
@@ -115,6 +116,21 @@ async def test_who_has_the_turn_works_at_once(world: World, caller: Caller, insp
     await asyncio.wait([leading])
 
 
+async def test_damage_that_the_first_look_of_a_turn_finds_is_set_aside_at_once(
+        world: World, caller: Caller, inspector: LocalInspector) -> None:
+    """Nor would the next look come soon: what was read back has a week, the sizes have a day."""
+    path = world.store.path((await world.put(caller, "/a", b"some bytes")).file.blob_key)
+    assert await do_all(make(world, inspector))  # nothing else is due
+    path.write_bytes(b"fame bytes")
+    leading = asyncio.ensure_future(make(world, inspector).take_turn())
+    while await world.observer.fetchval("SELECT verified_at FROM blobs") is None:
+        assert not leading.done()
+        await asyncio.sleep(0.01)
+    assert await noted(world) == [(UUID(path.name), "digest")] and not path.exists()
+    leading.cancel()
+    await asyncio.wait([leading])
+
+
 async def test_round_that_fails_is_logged_and_the_worker_goes_on(
         world: World, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
     upkeep = make(world, inspector)
@@ -212,6 +228,26 @@ async def test_leftovers_are_removed_by_their_age(world: World, inspector: Local
     await days_later(world)
     assert await do_all(upkeep)
     assert world.staged() == []
+
+
+async def test_leftover_is_logged_before_it_is_removed(
+        world: World, inspector: LocalInspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.root / "staging" / "left").write_bytes(b"left")
+    leftovers, remove = Leftovers(inspector, age_seconds=0), inspector.remove_leftover
+    moments = []
+
+    async def look_first(name: str) -> None:
+        moments.append((list(logs), world.staged()))
+        await remove(name)
+
+    monkeypatch.setattr(inspector, "remove_leftover", look_first)
+    with capture_logs() as logs:
+        assert len(await leftovers.remove(await leftovers.find())) == 1
+    [([line], there)] = moments
+    assert line.pop("reason").startswith("untouched for ")
+    assert line == {"event": "leftover.removed", "log_level": "warning", "file": "staging/left", "size": len(b"left"),
+                    "count": 1}
+    assert there == ["left"] and world.staged() == []
 
 
 async def test_what_was_done_in_the_future_is_due(

@@ -6,6 +6,7 @@ Nothing of this is in the service itself.
 
 import asyncio
 import dataclasses
+import functools
 import os
 import stat
 import sys
@@ -15,9 +16,11 @@ from typing import Any
 
 import asyncpg
 
+from service import app
 from service.__main__ import main
 from service.cache.generations import Generations
 from service.domain.content import Content
+from service.domain.upkeep import Pacing
 from service.run import keeper, supervisor
 from service.run.keeper import Child
 from service.storage.local import LocalStore
@@ -25,6 +28,7 @@ from tests.faults import mistakes, steps
 
 MODULE = "tests.faults.faulty_service"
 SLOW_SECONDS = 1.0
+ROUND_SECONDS = 0.5
 
 
 def _without_fsync_of(is_spared: Callable[[int], bool]) -> None:
@@ -95,8 +99,14 @@ def slow_place() -> None:
     LocalStore.place = place_slowly  # type: ignore[method-assign]
 
 
+def frequent_upkeep() -> None:
+    """No mistake: each worker asks for its turn all the time, and does its rounds then (tests/api/test_upkeep.py)."""
+    setattr(app, "Pacing", functools.partial(Pacing, round_seconds=ROUND_SECONDS))
+
+
 WORDS: dict[str, Callable[[], None]] = {
-    "m1": m1, "m2": m2, "m3": m3, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install}
+    "m1": m1, "m2": m2, "m3": m3, "m13": m13, "m14": m14, "slow_place": slow_place, "steps": steps.install,
+    "frequent_upkeep": frequent_upkeep}
 
 
 def clock() -> list[str]:
