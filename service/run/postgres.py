@@ -239,7 +239,7 @@ class EmbeddedPostgres:
 
     def ensure_database(self, database: str = DATABASE) -> None:
         """Create the database unless it exists."""
-        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.dsn("postgres"), autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
             found = connection.execute("SELECT FROM pg_database WHERE datname = %s", (database,)).fetchone()
             if found is None:
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(database)))

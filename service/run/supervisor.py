@@ -341,7 +341,7 @@ async def _wait_for_database(dsn: str) -> None:
 
 
 def _server_version(dsn: str) -> str:
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(dsn, connect_timeout=postgres.CONNECT_SECONDS) as connection:
         return connection.info.parameter_status("server_version") or "?"
 
 
