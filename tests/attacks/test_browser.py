@@ -1,6 +1,6 @@
 """Attack 5: what is stored is a page, an image or a name that runs a script.  In a real browser none of it runs.
 
-Each payload reports to another site when it runs; that it would is shown by opening it there.
+Each payload reports to another site when it runs; that it would is shown by opening it there, but for `NOWHERE`.
 """
 
 import base64
