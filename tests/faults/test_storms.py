@@ -2,15 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import aiohttp
 import asyncpg
 import pytest
 
+from tests.client import Reply
 from tests.faults.clients import Account
 from tests.faults.examine import check_invariants, examine
-from tests.faults.ledger import body_of
+from tests.faults.ledger import body_of, digest_of
 from tests.faults.linearizability import Operation, is_linearizable
 from tests.faults.recorder import Recorder
 from tests.faults.sites import FaultyStack
@@ -129,28 +130,61 @@ async def test_order_that_is_wrong_would_be_noticed(
     assert not is_linearizable([*history, other], EMPTY)
 
 
-FITTING, ASKED, FILE_BYTES = 10, 50, 7000
+FITTING, ASKED, RESTORED = 10, 50, 10
+HELD = "SELECT files_bytes + versions_bytes + trash_bytes FROM users WHERE username = $1"
 
 
+async def growth(account: Account, name: str, file_bytes: int) -> list[Awaitable[Reply | None]]:
+    """Uploads and copies, each of which needs so many bytes more."""
+    await account.put("/original", body_of(name, file_bytes))
+    return [*(account.put(f"/put-{each}", body_of(f"{name}-{each}", file_bytes)) for each in range(ASKED // 2)),
+            *(account.copy("/original", f"/copy-{each}") for each in range(ASKED // 2))]
+
+
+async def restores(account: Account, name: str, file_bytes: int) -> list[Awaitable[Reply | None]]:
+    """From the trash, which need no more than they had, and former versions, whose history gives way to them."""
+    asked: list[Awaitable[Reply | None]] = []
+    for each in range(RESTORED):
+        body = body_of(f"{name}-restored-{each}", file_bytes)
+        await account.put(f"/changed-{each}", body)
+        await account.put(f"/changed-{each}", b"")
+        asked.append(account.restore_version(f"/changed-{each}", 1, digest_of(body)))
+        await account.put(f"/trashed-{each}", body)
+        await account.delete(f"/trashed-{each}", permanent=False)
+        [item] = [item for item in (await account.api.call("GET", "/file/trash", expect=200)).json["items"]
+                  if item["path"] == f"/trashed-{each}"]
+        asked.append(account.restore(item["id"], item["path"], digest_of(body)))
+    return asked
+
+
+@pytest.mark.parametrize("file_bytes", [7000, 70_000], ids=["in-memory", "spooled"])
+@pytest.mark.parametrize("is_restored", [False, True], ids=["growth", "growth-and-restores"])
 async def test_quota_is_exact_whoever_comes_at_once(
-        calm_stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int) -> None:
-    line = recorder.line("F17 quota race")
+        calm_stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, rounds: int, file_bytes: int,
+        is_restored: bool) -> None:
+    line = recorder.line("F17 quota race", f"{file_bytes} bytes each" + ", beside restores" * is_restored)
+    connection = await asyncpg.connect(calm_stack.dsn)
     for number in range(rounds):
         account = await Account.open(session, calm_stack)
-        await account.put("/original", body_of(f"quota-{number}", FILE_BYTES))
-        connection = await asyncpg.connect(calm_stack.dsn)
-        await connection.execute("UPDATE users SET quota_bytes = $2 WHERE username = $1", account.api.username,
-                                 (FITTING + 1) * FILE_BYTES + FILE_BYTES - 1)
-        await connection.close()
-        uploads = [account.put(f"/put-{each}", body_of(f"{number}-{each}", FILE_BYTES)) for each in range(ASKED // 2)]
-        copies = [account.copy("/original", f"/copy-{each}") for each in range(ASKED // 2)]
-        replies = await asyncio.gather(*uploads, *copies)
-        statuses = sorted(reply.status if reply is not None else 0 for reply in replies)
-        assert statuses == [201] * FITTING + [507] * (ASKED - FITTING)
-        line.injected += ASKED
+        username, name = account.api.username, f"quota-{number}-{file_bytes}"
+        asked = await growth(account, name, file_bytes)
+        restored = await restores(account, name, file_bytes) if is_restored else []
+        before = await connection.fetchval(HELD, username)
+        await connection.execute("UPDATE users SET quota_bytes = $2 WHERE username = $1", username,
+                                 before + FITTING * file_bytes + file_bytes - 1)
+        replies = await asyncio.gather(*asked, *restored)
+        statuses = [reply.status if reply is not None else 0 for reply in replies]
+        assert statuses[ASKED:] == [200] * len(restored)
+        fitted = statuses[:ASKED].count(201)
+        assert sorted(statuses[:ASKED]) == [201] * fitted + [507] * (ASKED - fitted)
+        # a former version that is restored takes the place of one of them, while its history has room
+        assert fitted == FITTING or is_restored and fitted < FITTING
+        assert await connection.fetchval(HELD, username) == before + FITTING * file_bytes
+        line.injected += len(statuses)
         line.acknowledged += account.ledger.acknowledged
         damage, words = await examine([account], calm_stack.dsn, calm_stack.root)
         line.add(damage)
         assert not damage, words
-    line.note = f"of {ASKED} at once exactly the {FITTING} that fit"
+    await connection.close()
+    line.note = f"of {ASKED} at once exactly as many as fit"
     await check_invariants(calm_stack.dsn, calm_stack.root, max_strays=0)
