@@ -49,6 +49,16 @@ async def log_in(account: Account) -> None:
         "username": account.api.username, "password": PASSWORD}, expect=200)).json["access_token"]
 
 
+async def token_is_refused(account: Account, token: str) -> None:
+    """One that was issued by another clock is nobody's: a clear answer, from nginx's doors and the workers' own."""
+    headers = {"Authorization": f"Bearer {token}"}
+    for address in ("/auth/me", "/file/list", "/file/download?path=/5"):
+        reply = await account.api.call("GET", address, headers=headers, expect=401)
+        assert reply.code == "unauthenticated" and reply.headers["WWW-Authenticate"] == "Bearer"
+    reply = await account.api.put("/unasked", b"unasked", headers=headers, expect=401)
+    assert reply.code == "unauthenticated"
+
+
 @pytest.mark.parametrize("offset", OFFSETS)
 async def test_clock_that_is_off_by_a_day_deletes_nothing_and_locks_nobody_out(
         stack: FaultyStack, session: aiohttp.ClientSession, recorder: Recorder, monkeypatch: pytest.MonkeyPatch,
@@ -65,8 +75,10 @@ async def test_clock_that_is_off_by_a_day_deletes_nothing_and_locks_nobody_out(
     line.injected += 1
     ahead = await is_off(stack, session)
     assert (ahead > 80_000) if offset.startswith("+") else (ahead < -80_000), f"the clock is off by {ahead} s only"
+    await token_is_refused(account, account.api.token)  # it has expired, or comes from the future
     account.api.token = ""
     await log_in(account)
+    token_of_then = account.api.token
     async with under_load(stack, session, line) as load:
         await load.calm()
         before = {name for name in files_on_disk(stack) if name.startswith("blobs/")}
@@ -80,6 +92,7 @@ async def test_clock_that_is_off_by_a_day_deletes_nothing_and_locks_nobody_out(
     await asyncio.to_thread(stack.stop)
     monkeypatch.delenv("CLOCK")
     await asyncio.to_thread(stack.start)
+    await token_is_refused(account, token_of_then)
     await log_in(account)
     damage, words = await examine([account], stack.dsn, stack.root)
     line.add(damage)
