@@ -146,7 +146,7 @@ async def growth(account: Account, name: str, file_bytes: int) -> list[Awaitable
 
 async def restores(account: Account, name: str, file_bytes: int) -> list[Awaitable[Reply | None]]:
     """From the trash, which need no more than they had, and former versions, whose history gives way to them."""
-    asked = []
+    asked: list[Awaitable[Reply | None]] = []
     for each in range(RESTORED):
         body = body_of(f"{name}-restored-{each}", file_bytes)
         await account.put(f"/changed-{each}", body)
