@@ -113,7 +113,7 @@ class Database:
         self._lane = asyncio.Semaphore(max(1, size // 2))
         # a transaction may wait for what another one of the account has locked, with its connection in its hands
         self._shares = Shares(max(1, size // 3))
-        self._lane_shares = Shares(max(1, size // 4))
+        self._lane_shares = Shares(max(1, size // 5))  # an account and its visitors together leave some of it
 
     @classmethod
     async def open(cls, dsn: str, *, size: int, tell: Tell = _tell_nobody) -> "Database":

@@ -72,7 +72,7 @@ class Scrub:
     async def look_at(self, page: list[Expected], pace: Pace | None) -> AsyncIterator[tuple[Expected, Damage | None]]:
         """Each of these, and what is wrong with it.
 
-        With a `pace` all bytes are read; without, only those of blobs that had wrong ones and may be whole again.
+        With a `pace` all bytes are read; without, only those of blobs that were damaged and may be whole again.
         """
         try:
             sizes = await self._inspector.measure([blob.key for blob in page])
@@ -82,7 +82,7 @@ class Scrub:
             if pace is None and blob.damage is None and sizes.get(blob.key) == blob.size_bytes:
                 yield blob, None
             else:
-                yield blob, await self.look(blob, pace or (unpaced if blob.damage in ("size", "digest") else None))
+                yield blob, await self.look(blob, pace or (unpaced if blob.damage else None))
 
     async def look(self, blob: Expected, pace: Pace | None) -> Damage | None:
         """What is wrong with a blob: looked at twice, and counted only if its row is still there afterwards.

@@ -22,8 +22,8 @@ from service.storage.base import Inspector
 log = structlog.get_logger()
 
 GRACE_SECONDS = 86400.0
-# An upload that has placed its bytes commits them, or gives up, within this time: it waits for its share, for a
-# connection and for a lock (ACQUIRE_SECONDS twice and lock_timeout, db/pool.py).
+# An upload that has placed its bytes commits them, or gives up, within this time, but for the busiest moments: it waits
+# for its share, for a connection and for a lock (ACQUIRE_SECONDS twice and lock_timeout, db/pool.py).
 SETTLE_SECONDS = 20.0
 LOOK_SECONDS = 0.25
 PAGE = 1000

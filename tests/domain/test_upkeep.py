@@ -499,6 +499,12 @@ async def test_file_that_cannot_be_read_is_noted_and_stays(
     monkeypatch.setattr(inspector, "hash", fail)
     await scrub.verify_due(unpaced, may_move=True)
     assert await noted(world) == [(key, "unreadable")] and world.store.path(key).exists()
+    # its size is right, but that has not made it readable
+    assert await scrub.check_sizes(may_move=True) == 1
+    assert await noted(world) == [(key, "unreadable")]
+    monkeypatch.undo()
+    assert await scrub.check_sizes(may_move=True) == 0
+    assert await noted(world) == []
 
 
 async def test_so_much_damage_that_the_reading_is_to_be_doubted_moves_nothing(
