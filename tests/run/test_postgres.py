@@ -145,9 +145,15 @@ def test_database_of_another_encoding_is_refused(server: EmbeddedPostgres) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user")
 def test_root_without_user_namespaces_uses_another_user(tmp_path: Path, sockets: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    other = postgres._find_other_user(postgres.find_programs())
-    monkeypatch.setattr(postgres, "find_identity", lambda programs: other)
-    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to other users
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to other users, and ours may be
+        os.chmod(root, 0o755)
+        package = postgres.find_programs().parents[1]
+        for folder in package.parent.glob(f"{package.name}*"):  # the programs, and the libraries beside them
+            shutil.copytree(folder, Path(root) / folder.name, symlinks=True)
+        programs = Path(root) / postgres.find_programs().relative_to(package.parent)
+        monkeypatch.setattr(postgres, "find_programs", lambda: programs)
+        other = postgres._find_other_user(programs)
+        monkeypatch.setattr(postgres, "find_identity", lambda programs: other)
         with EmbeddedPostgres(Path(root) / "postgres", sockets) as server:
             assert server.data.stat().st_uid == int(other.split(":")[0])
             assert server.takes_connections()
