@@ -234,7 +234,7 @@ class Database:
                     return result
                 if not tries_left or time.monotonic() - commit.asked_at > AGAIN_SECONDS:
                     raise
-            except Exception as error:
+            except Exception as error:  # of the work, whatever it was: only when a COMMIT was sent it is ours
                 if sent is None:
                     raise
                 # what stands in the way now may be what was committed then, should the server have been mistaken

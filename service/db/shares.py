@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 
 class Shares:
-    """So many places for each of them; who finds none waits for one, and holds nothing while he waits."""
+    """So many places for each share (`Caller.share`); who finds none waits, and holds nothing while he does."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -15,7 +15,7 @@ class Shares:
 
     @asynccontextmanager
     async def place(self, whose: Hashable) -> AsyncIterator[None]:
-        """Have one of its places while the context lasts; how long it is waited for, the caller decides."""
+        """Have one of its places while the context lasts; how long to wait for it, the caller decides."""
         share = self._shares.setdefault(whose, asyncio.Semaphore(self._places))
         self._interested[whose] = self._interested.get(whose, 0) + 1
         try:
